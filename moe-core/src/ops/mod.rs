@@ -1,0 +1,30 @@
+//! The three primitives, as builders: name the optional arguments, then `run` (allocates the result) or `run_into`
+//! (writes into the caller's memory and allocates nothing). Everything the host can see is checked before anything is
+//! enqueued, so that an error leaves every buffer as it was.
+#![allow(unsafe_code)] // calls the backends' checked operations
+
+mod combine;
+mod combine_grad;
+mod gather;
+mod zero_tail;
+
+pub use combine::Combine;
+pub use combine_grad::CombineGrad;
+pub use gather::Gather;
+
+use crate::raw::RawView;
+use crate::tag::Tag;
+use crate::{Backend, DeviceId, Float, View};
+
+/// Weights whose dtype is known at run time only.
+#[derive(Debug)]
+struct Weights<'a, B: Backend> {
+    device: DeviceId<B>,
+    view: RawView<'a, B>,
+}
+
+impl<'a, B: Backend> Weights<'a, B> {
+    fn new<'w: 'a, W: Float, G: Tag>(weights: View<'w, B, W, G>) -> Self {
+        Self { device: weights.device_id(), view: weights.shorten().into_raw() }
+    }
+}

@@ -1,0 +1,117 @@
+//! What a plan is built from, and what it counted.
+
+use crate::check::Check;
+use crate::raw::{PlanArrays, PlanShape, RawView};
+use crate::tag::{Tag, Untagged};
+use crate::{Backend, DeviceId, Error, Result, RouteId, View};
+use std::marker::PhantomData;
+
+/// The routes of a batch: expert ids, and how they are to be read.
+///
+/// ```
+/// # use moe_core::{Dev, Limits, PlanSpec, RoutePlan, Routing, Workspace};
+/// # use moe_cpu::Cpu;
+/// # let mut queue = Dev::<Cpu>::open(&"cpu".parse()?)?.queue()?;
+/// # let mut workspace = Workspace::new(&mut queue, Limits::new(3, 2, 4))?;
+/// // Experts 2 and 3 live here, as local experts 0 and 1.
+/// let ids = queue.upload(&[0, 2, 3, 2, 1, 3])?;
+/// let expert_map = queue.upload(&[-1, -1, 0, 1])?;
+/// let routing = Routing::top_k(ids.view()).expert_map(expert_map.view());
+/// let plan = RoutePlan::new(&mut queue, &mut workspace, PlanSpec::new(3, 2, 4).local_experts(2), routing)?;
+/// assert_eq!(queue.download(plan.tokens_per_expert())?, [2, 2]);
+/// assert_eq!(plan.status(&mut queue)?.non_local, 2);
+/// # Ok::<(), moe_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Routing<'a, B: Backend, G: Tag = Untagged> {
+    ids: (DeviceId<B>, RawView<'a, B>),
+    expert_map: Option<View<'a, B, i32, G>>,
+    valid_tokens: Option<View<'a, B, i32, G>>,
+    tag: PhantomData<G>,
+}
+
+impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
+    /// Expert ids `[T, K]` as a router's top-k gives them. -1 (`u32::MAX` for u32) is a masked route; any other id
+    /// outside `0..E` is dropped and counted as invalid.
+    pub fn top_k<I: RouteId>(ids: View<'a, B, I, G>) -> Self {
+        let ids = (ids.device_id(), ids.into_raw());
+        Self { ids, expert_map: None, valid_tokens: None, tag: PhantomData }
+    }
+
+    /// `[E]`: the local index of each expert, -1 where it lives elsewhere. Any other value outside `0..E_local` makes
+    /// its routes invalid.
+    pub fn expert_map<'m: 'a>(self, map: View<'m, B, i32, G>) -> Self {
+        Self { expert_map: Some(map.shorten()), ..self }
+    }
+
+    /// `[1]`, on the device: only tokens below this number are routed. The others are not placed and count nowhere, so
+    /// that a captured graph of T tokens can serve fewer.
+    pub fn valid_tokens<'m: 'a>(self, count: View<'m, B, i32, G>) -> Self {
+        Self { valid_tokens: Some(count.shorten()), ..self }
+    }
+
+    pub(crate) fn check<'s>(self, check: &Check<B>, shape: &PlanShape) -> Result<CheckedRouting<'s, B>>
+    where
+        'a: 's,
+    {
+        let (id, ids) = self.ids;
+        check.device("ids", id)?;
+        check.len("ids", shape.num_routes(), ids.len)?;
+        if let Some(map) = &self.expert_map {
+            check.device("expert_map", map.device_id())?;
+            check.len("expert_map", shape.num_experts, map.len())?;
+        } else if shape.num_local_experts != shape.num_experts {
+            return Err(Error::InvalidArgument {
+                op: check.op,
+                arg: "num_local_experts",
+                expected: format!("{} (num_experts) without an expert map", shape.num_experts),
+                got: shape.num_local_experts.to_string(),
+            });
+        }
+        if let Some(count) = &self.valid_tokens {
+            check.device("valid_tokens", count.device_id())?;
+            check.len("valid_tokens", 1, count.len())?;
+        }
+        Ok(CheckedRouting {
+            ids: ids.shorten(),
+            expert_map: self.expert_map.map(|view| view.into_raw().shorten()),
+            valid_tokens: self.valid_tokens.map(|view| view.into_raw().shorten()),
+        })
+    }
+}
+
+pub(crate) struct CheckedRouting<'a, B: Backend> {
+    pub(crate) ids: RawView<'a, B>,
+    pub(crate) expert_map: Option<RawView<'a, B>>,
+    pub(crate) valid_tokens: Option<RawView<'a, B>>,
+}
+
+/// Routes that were not placed, by reason. A route counts once, at the first reason that applies, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    /// The id was -1, or `u32::MAX` for u32 ids.
+    pub masked: u32,
+    /// The id, or what the expert map says of it, is out of range.
+    pub invalid: u32,
+    /// The expert lives elsewhere.
+    pub non_local: u32,
+    /// The expert had no room left.
+    pub over_capacity: u32,
+    /// The token had more routes than the plan has room for.
+    pub over_max_routes: u32,
+}
+
+impl Status {
+    pub(crate) fn from_counters(c: [u32; PlanArrays::STATUS_LEN]) -> Self {
+        let [masked, invalid, non_local, over_capacity, over_max_routes] = c;
+        Self { masked, invalid, non_local, over_capacity, over_max_routes }
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        [self.masked, self.invalid, self.non_local, self.over_capacity, self.over_max_routes]
+            .iter()
+            .map(|n| u64::from(*n))
+            .sum()
+    }
+}

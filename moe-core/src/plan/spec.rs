@@ -1,0 +1,155 @@
+//! What shapes a plan.
+
+use crate::raw::{PlanArrays, PlanShape};
+use crate::{Error, Result};
+
+/// The largest number of routes, rows or experts: indices are i32.
+pub(crate) const MAX_INDEX: usize = i32::MAX as usize;
+
+/// How the rows of the local experts lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Layout {
+    /// One expert right after the other.
+    Packed,
+    /// Each non-empty expert's rows padded to a multiple of this many; an empty expert takes none. At least 1.
+    Aligned(usize),
+    /// Each local expert has exactly this many rows, whatever it gets; implies a capacity of as many. At least 1.
+    Padded(usize),
+}
+
+/// How many routes a local expert takes, applied after the expert map. Survivors stay in route order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Capacity {
+    /// The first routes, by route number.
+    ByRoute(usize),
+}
+
+/// The shape of a route plan and which arrays it has.
+///
+/// ```
+/// use moe_core::{Layout, PlanSpec};
+/// let spec = PlanSpec::new(4096, 8, 256).layout(Layout::Aligned(128)).with_m_indices();
+/// assert_eq!(spec.num_rows()?, 65280); // round_up(4096 * 8 + 256 * 127, 128): known without looking at the ids
+/// # Ok::<(), moe_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanSpec {
+    num_tokens: usize,
+    top_k: usize,
+    num_experts: usize,
+    num_local_experts: usize,
+    layout: Layout,
+    capacity: Option<Capacity>,
+    m_indices: bool,
+    logical_load: bool,
+}
+
+impl PlanSpec {
+    /// A packed plan for `num_tokens` tokens of `top_k` routes each over `num_experts` experts, all of them local.
+    pub fn new(num_tokens: usize, top_k: usize, num_experts: usize) -> Self {
+        Self {
+            num_tokens,
+            top_k,
+            num_experts,
+            num_local_experts: num_experts,
+            layout: Layout::Packed,
+            capacity: None,
+            m_indices: false,
+            logical_load: false,
+        }
+    }
+
+    /// The number of experts that live here; the builder then needs an expert map.
+    pub fn local_experts(self, num_local_experts: usize) -> Self {
+        Self { num_local_experts, ..self }
+    }
+
+    /// How the rows lie.
+    pub fn layout(self, layout: Layout) -> Self {
+        Self { layout, ..self }
+    }
+
+    /// How many routes a local expert takes.
+    pub fn capacity(self, capacity: Capacity) -> Self {
+        Self { capacity: Some(capacity), ..self }
+    }
+
+    /// Also writes the local expert of each row.
+    pub fn with_m_indices(self) -> Self {
+        Self { m_indices: true, ..self }
+    }
+
+    /// Also counts the routes of each global expert, before any map or capacity.
+    pub fn with_logical_load(self) -> Self {
+        Self { logical_load: true, ..self }
+    }
+
+    /// The same for another number of tokens.
+    pub fn num_tokens(self, num_tokens: usize) -> Self {
+        Self { num_tokens, ..self }
+    }
+
+    /// R, the rows of the plan: packed N; aligned `round_up(N + min(E_local, N) * (n - 1), n)`; padded `E_local * c`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a number is out of its range.
+    pub fn num_rows(&self) -> Result<usize> {
+        Ok(self.check("PlanSpec")?.shape.rows)
+    }
+
+    /// Checks the numbers and lays the arrays out.
+    pub(crate) fn check(&self, op: &'static str) -> Result<PlanArrays> {
+        let error =
+            |arg, expected: String, got: usize| Error::InvalidArgument { op, arg, expected, got: got.to_string() };
+        let index = |arg, got: usize| match got {
+            1..=MAX_INDEX => Ok(()),
+            _ => Err(error(arg, format!("1 to {MAX_INDEX}"), got)),
+        };
+        index("top_k", self.top_k)?;
+        index("num_experts", self.num_experts)?;
+        let local = self.num_local_experts;
+        if local == 0 || local > self.num_experts {
+            return Err(error("num_local_experts", format!("1 to {} (num_experts)", self.num_experts), local));
+        }
+        let routes = self.num_tokens.checked_mul(self.top_k).filter(|n| *n <= MAX_INDEX);
+        let Some(routes) = routes else {
+            let expected = format!("at most {} (routes are i32)", MAX_INDEX / self.top_k);
+            return Err(error("num_tokens", expected, self.num_tokens));
+        };
+        let mut capacity = self.capacity;
+        if let Some(Capacity::ByRoute(c)) = capacity {
+            index("capacity", c)?;
+        }
+        let rows = match self.layout {
+            Layout::Packed => Some(routes),
+            Layout::Aligned(n) => {
+                index("alignment", n)?;
+                let padding = local.min(routes).checked_mul(n - 1);
+                padding.and_then(|p| p.checked_add(routes)?.checked_next_multiple_of(n))
+            }
+            Layout::Padded(c) => {
+                index("rows per expert", c)?;
+                capacity = Some(Capacity::ByRoute(match capacity {
+                    Some(Capacity::ByRoute(by_route)) => by_route.min(c),
+                    None => c,
+                }));
+                local.checked_mul(c)
+            }
+        };
+        let Some(rows) = rows.filter(|r| *r <= MAX_INDEX) else {
+            return Err(error("layout", format!("at most {MAX_INDEX} rows"), rows.unwrap_or(usize::MAX)));
+        };
+        let shape = PlanShape {
+            num_tokens: self.num_tokens,
+            top_k: self.top_k,
+            num_experts: self.num_experts,
+            num_local_experts: local,
+            layout: self.layout,
+            capacity,
+            rows,
+        };
+        Ok(PlanArrays::new(shape, self.m_indices, self.logical_load))
+    }
+}
