@@ -1,0 +1,21 @@
+//! Combine.
+
+use crate::kernels::{self, Combine, Scales};
+use crate::plan::{elem, placement, rows, rows_mut, weights};
+use crate::{Cpu, CpuQueue};
+use moe_core::raw::CombineArgs;
+
+pub(crate) fn combine(queue: &CpuQueue, args: CombineArgs<'_, Cpu>) {
+    let kernel_args = Combine {
+        plan: placement(args.plan),
+        rows: rows(&args.rows),
+        elem: elem(args.rows.dtype),
+        hidden: args.rows.cols,
+        scales: args.scales.as_ref().map(|s| Scales { rows: rows(&s.rows), block: s.block }),
+        weights: args.weights.as_ref().map(weights),
+        init: args.residual.as_ref().map(rows),
+        out_elem: elem(args.out.dtype),
+    };
+    let out = rows_mut(args.out);
+    queue.run(|tier| kernels::combine(tier, &kernel_args, out));
+}
