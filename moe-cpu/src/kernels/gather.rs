@@ -1,0 +1,213 @@
+//! moe_gather: Y = P X, or diag(w) P X.
+//!
+//! Shapes: x [T, row], y [R, row] in bytes, with strides; weights [T, K]. The row of route t * K + k becomes a copy of
+//! token t's row, or round(w * x). Padding rows (source -1 below the last expert offset) become zero, rows past the
+//! last offset are not touched.
+//!
+//! The work goes by token: a token's row is read once, stays in the first cache level, and is stored to its K rows.
+
+use super::elem::{Elem, Output, with_output};
+use super::parallel::{Shared, for_ranges, grain_for};
+use super::rows::{Placement, Rows, RowsMut, Weights};
+use super::simd::Simd;
+use super::stores;
+use super::tier::{Op, Tier};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Arguments of [`gather`].
+pub(crate) struct Gather<'a> {
+    /// The index arrays.
+    pub(crate) plan: Placement<'a>,
+    /// Token rows.
+    pub(crate) rows: Rows<'a>,
+    /// Bytes of a row.
+    pub(crate) row_bytes: usize,
+    /// Weights, and the type of the row's elements, which they scale. Without weights rows are copied as bits.
+    pub(crate) weights: Option<(Weights<'a>, Elem)>,
+}
+
+/// Gathers rows.
+///
+/// # Panics
+/// Where the lengths do not fit the shapes, or weights come with 8-bit floats.
+pub(crate) fn gather(tier: Tier, args: &Gather<'_>, out: RowsMut<'_>) {
+    let Gather { plan, rows, row_bytes, weights } = args;
+    let (tokens, used) = (plan.tokens(), plan.used());
+    assert!(rows.count(*row_bytes) >= tokens, "too few rows to gather from");
+    assert!(out.count(*row_bytes) >= used, "too few rows to gather to");
+    if let Some((w, elem)) = weights {
+        assert!(w.len() == plan.slot.len(), "weights must be [T, K]");
+        assert!(row_bytes.is_multiple_of(elem.size()), "a row must be whole elements");
+    }
+    let stream = stores::streams(used * row_bytes, *row_bytes);
+    let stride = out.stride;
+    let out = Shared::new(out.bytes);
+    let grain = grain_for(row_bytes * plan.top_k);
+    match *weights {
+        None => for_ranges(0..tokens, grain, &|tokens| {
+            tier.run(Copies { args, out: &out, stride, used, stream, tokens });
+        }),
+        Some((weights, elem)) => with_output!(elem, E => for_ranges(0..tokens, grain, &|tokens| {
+            tier.run(Scaled::<E> { args, weights, out: &out, stride, used, stream, tokens, elem: PhantomData });
+        })),
+    }
+    zero_padding(tier, plan, used, &out, stride, *row_bytes, stream);
+}
+
+/// Zeroes rows `range` of `out`.
+///
+/// # Panics
+/// Where the range is not inside.
+pub(crate) fn zero_rows(tier: Tier, out: RowsMut<'_>, row_bytes: usize, range: Range<usize>) {
+    assert!(range.is_empty() || out.count(row_bytes) >= range.end, "too few rows to zero");
+    let stream = stores::streams(range.len() * row_bytes, row_bytes);
+    let stride = out.stride;
+    let out = Shared::new(out.bytes);
+    for_ranges(range, grain_for(row_bytes), &|rows| {
+        tier.run(Zeros { source: None, out: &out, stride, row_bytes, stream, rows });
+    });
+}
+
+/// Zeroes the rows below `used` whose source is negative. `out` has `used` rows of `row_bytes` at `stride`.
+pub(super) fn zero_padding(
+    tier: Tier,
+    plan: &Placement<'_>,
+    used: usize,
+    out: &Shared,
+    stride: usize,
+    row_bytes: usize,
+    stream: bool,
+) {
+    for_ranges(0..used, grain_for(row_bytes.min(64)), &|rows| {
+        tier.run(Zeros { source: Some(plan.source), out, stride, row_bytes, stream, rows });
+    });
+}
+
+/// Unweighted rows of some tokens.
+struct Copies<'a> {
+    args: &'a Gather<'a>,
+    out: &'a Shared,
+    stride: usize,
+    used: usize,
+    stream: bool,
+    tokens: Range<usize>,
+}
+
+impl Op for Copies<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Gather { plan, rows, row_bytes, .. } = self.args;
+        for token in self.tokens {
+            for route in token * plan.top_k..(token + 1) * plan.top_k {
+                let Some(row) = plan.row_of(route, self.used) else { continue };
+                // SAFETY: `gather` asserted that token rows and `used` output rows lie in their memory, and `row_of`
+                // gives a row below `used` to one route only; the output is borrowed mutably, so nothing overlaps.
+                unsafe {
+                    let src = rows.bytes.as_ptr().add(token * rows.stride);
+                    stores::copy::<S>(self.out.ptr().add(row * self.stride), src, *row_bytes, self.stream);
+                }
+            }
+        }
+        // SAFETY: the caller promises the instruction set.
+        unsafe { S::fence() }
+    }
+}
+
+/// Weighted rows of some tokens.
+struct Scaled<'a, E> {
+    args: &'a Gather<'a>,
+    weights: Weights<'a>,
+    out: &'a Shared,
+    stride: usize,
+    used: usize,
+    stream: bool,
+    tokens: Range<usize>,
+    elem: PhantomData<E>,
+}
+
+impl<E: Output> Op for Scaled<'_, E> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Gather { plan, rows, row_bytes, .. } = self.args;
+        for token in self.tokens {
+            for route in token * plan.top_k..(token + 1) * plan.top_k {
+                let Some(row) = plan.row_of(route, self.used) else { continue };
+                // SAFETY: as for `Copies`.
+                unsafe {
+                    let src = rows.bytes.as_ptr().add(token * rows.stride);
+                    let dst = self.out.ptr().add(row * self.stride);
+                    scale_row::<S, E>(dst, src, row_bytes / E::SIZE, self.weights.get(route), self.stream);
+                }
+            }
+        }
+        // SAFETY: the caller promises the instruction set.
+        unsafe { S::fence() }
+    }
+}
+
+/// `dst = round(weight * src)` for `len` elements.
+///
+/// # Safety
+/// The processor has `S`; `src` can be read and `dst` written for `len` elements, and they do not overlap.
+#[inline(always)]
+pub(super) unsafe fn scale_row<S: Simd, E: Output>(
+    dst: *mut u8,
+    src: *const u8,
+    len: usize,
+    weight: f32,
+    stream: bool,
+) {
+    // SAFETY: every access is at an element below `len`; streaming stores follow `stream_from`, so are aligned.
+    unsafe {
+        if len < S::LANES {
+            for i in 0..len {
+                E::write(dst.add(i * E::SIZE), weight * E::read(src.add(i * E::SIZE)));
+            }
+            return;
+        }
+        let w = S::splat(weight);
+        let vector = |i: usize| S::mul(w, E::load::<S>(src.add(i * E::SIZE)));
+        let mut i = 0;
+        if let Some(start) = stores::stream_from::<S, E>(dst, len, stream) {
+            E::store::<S, false>(dst, vector(0));
+            i = start;
+            while i + 2 * S::LANES <= len {
+                E::store::<S, true>(dst.add(i * E::SIZE), vector(i));
+                E::store::<S, true>(dst.add((i + S::LANES) * E::SIZE), vector(i + S::LANES));
+                i += 2 * S::LANES;
+            }
+        }
+        while i + S::LANES <= len {
+            E::store::<S, false>(dst.add(i * E::SIZE), vector(i));
+            i += S::LANES;
+        }
+        // The last vector overlaps what is written; the same values are written again.
+        let last = len - S::LANES;
+        E::store::<S, false>(dst.add(last * E::SIZE), vector(last));
+    }
+}
+
+/// Zeroes rows: all, or those whose source is negative.
+struct Zeros<'a> {
+    source: Option<&'a [i32]>,
+    out: &'a Shared,
+    stride: usize,
+    row_bytes: usize,
+    stream: bool,
+    rows: Range<usize>,
+}
+
+impl Op for Zeros<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for row in self.rows {
+            if self.source.is_none_or(|source| source[row] < 0) {
+                // SAFETY: the entry point asserted that the rows lie in the output; each is in one task.
+                unsafe { stores::zero::<S>(self.out.ptr().add(row * self.stride), self.row_bytes, self.stream) }
+            }
+        }
+        // SAFETY: the caller promises the instruction set.
+        unsafe { S::fence() }
+    }
+}

@@ -1,0 +1,43 @@
+//! The CPU kernels: plan, gather, combine and combine_grad over slices, in rayon's current pool.
+//!
+//! Nothing here allocates, and no result depends on the number of threads or on the instruction set: each output
+//! element is computed by one task, in f32, in a fixed order, with fused multiply-add and one rounding.
+//!
+//! | entry point | does |
+//! |---|---|
+//! | [`plan`], [`plan_scratch_bytes`] | ids to index arrays, by a parallel stable counting sort |
+//! | [`gather`] | rows of tokens to rows of routes, as bits or scaled by a weight |
+//! | [`combine`] | rows of routes back to rows of tokens, weighted and summed |
+//! | [`combine_grad`] | the gradients of `combine` for its rows and its weights |
+//! | [`zero_rows`] | zeroes a range of rows |
+//! | [`copy_memcpy`], [`copy_streaming`] | parallel copies, the floor that a benchmark measures beside the others |
+//!
+//! Row data are bytes with a stride, so that any element type and any alignment is served; index arrays are `i32`.
+//! Lengths are asserted. The contents of index arrays are never trusted: a slot or source out of range is skipped.
+
+mod combine;
+mod copy;
+mod elem;
+mod gather;
+mod grad;
+mod parallel;
+mod rows;
+mod simd;
+#[cfg(target_arch = "x86_64")]
+mod simd_x86;
+mod sort;
+mod stores;
+mod tier;
+mod weights_order;
+
+#[cfg(test)]
+mod tests;
+
+pub(crate) use combine::{Combine, Scales, combine};
+pub(crate) use copy::{copy_memcpy, copy_streaming};
+pub(crate) use elem::Elem;
+pub(crate) use gather::{Gather, gather, zero_rows};
+pub(crate) use grad::{CombineGrad, combine_grad};
+pub(crate) use rows::{Placement, Rows, RowsMut, Weights, WeightsMut};
+pub(crate) use sort::{Capacity, Ids, Layout, PlanArgs, PlanOut, plan, plan_scratch_bytes};
+pub(crate) use tier::Tier;

@@ -1,0 +1,85 @@
+//! Copying and zeroing rows, through the cache or past it.
+
+use super::elem::Output;
+use super::simd::{LINE, Simd};
+
+/// Outputs of at least this many bytes are written past the cache: a plain store reads the line it replaces.
+pub(crate) const STREAM_BYTES: usize = 1 << 20;
+
+/// Rows shorter than this are stored plainly: too few whole lines to gain from streaming.
+const STREAM_ROW: usize = 4 * LINE;
+
+/// Whether to stream rows of `row` bytes of an output of `total` bytes.
+pub(crate) fn streams(total: usize, row: usize) -> bool {
+    total >= STREAM_BYTES && row >= STREAM_ROW
+}
+
+/// Bytes from `p` to the next line.
+#[inline(always)]
+fn to_line(p: *const u8) -> usize {
+    (p as usize).wrapping_neg() % LINE
+}
+
+/// The first element of `dst` from which whole vectors can be streamed, at most `LANES` elements in where the type's
+/// vectors fill a line or less; `None` where streaming is not asked for or not possible. `len` is at least `LANES`:
+/// one plain vector at 0 covers what comes before.
+#[inline(always)]
+pub(crate) fn stream_from<S: Simd, E: Output>(dst: *const u8, len: usize, stream: bool) -> Option<usize> {
+    let vector = S::LANES * E::SIZE;
+    let bytes = (dst as usize).wrapping_neg() % vector;
+    (S::STREAMS && stream && bytes % E::SIZE == 0 && bytes / E::SIZE + S::LANES <= len).then_some(bytes / E::SIZE)
+}
+
+/// Copies `len` bytes.
+///
+/// # Safety
+/// The processor has `S`; `src` can be read and `dst` written for `len` bytes, and they do not overlap.
+#[inline(always)]
+pub(crate) unsafe fn copy<S: Simd>(dst: *mut u8, src: *const u8, len: usize, stream: bool) {
+    let head = to_line(dst);
+    // SAFETY: all parts lie in the `len` bytes at both addresses: `head`, whole lines up to `tail`, and the rest.
+    // `dst + head` and every line after it are aligned.
+    unsafe {
+        if !(S::STREAMS && stream) || len < head + LINE {
+            std::ptr::copy_nonoverlapping(src, dst, len);
+            return;
+        }
+        std::ptr::copy_nonoverlapping(src, dst, head);
+        let mut at = head;
+        while at + 4 * LINE <= len {
+            S::stream_line(dst.add(at), src.add(at));
+            S::stream_line(dst.add(at + LINE), src.add(at + LINE));
+            S::stream_line(dst.add(at + 2 * LINE), src.add(at + 2 * LINE));
+            S::stream_line(dst.add(at + 3 * LINE), src.add(at + 3 * LINE));
+            at += 4 * LINE;
+        }
+        while at + LINE <= len {
+            S::stream_line(dst.add(at), src.add(at));
+            at += LINE;
+        }
+        std::ptr::copy_nonoverlapping(src.add(at), dst.add(at), len - at);
+    }
+}
+
+/// Zeroes `len` bytes.
+///
+/// # Safety
+/// The processor has `S`; `dst` can be written for `len` bytes.
+#[inline(always)]
+pub(crate) unsafe fn zero<S: Simd>(dst: *mut u8, len: usize, stream: bool) {
+    let head = to_line(dst);
+    // SAFETY: all parts lie in the `len` bytes; `dst + head` and every line after it are aligned.
+    unsafe {
+        if !(S::STREAMS && stream) || len < head + LINE {
+            std::ptr::write_bytes(dst, 0, len);
+            return;
+        }
+        std::ptr::write_bytes(dst, 0, head);
+        let mut at = head;
+        while at + LINE <= len {
+            S::stream_zero_line(dst.add(at));
+            at += LINE;
+        }
+        std::ptr::write_bytes(dst.add(at), 0, len - at);
+    }
+}
