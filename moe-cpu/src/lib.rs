@@ -31,8 +31,11 @@ mod device;
 pub mod floor;
 mod gather;
 mod kernels;
+#[cfg(feature = "gemm")]
+pub mod matmul;
 mod plan;
 mod queue;
+pub mod router;
 
 pub use buffer::{CpuBuffer, CpuRegion, CpuRegionMut};
 pub use device::CpuDevice;
