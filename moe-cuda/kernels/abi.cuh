@@ -1,0 +1,188 @@
+// The contract between the host and the kernels: parameter blocks, one by value per launch.
+//
+// Every block is plain data: fixed-width fields, 8-byte aligned, no padding. Pointers are device
+// addresses; 0 means absent. `#[repr(C)]` with the same field order mirrors it. Strides and row
+// lengths are bytes unless a name says otherwise.
+#pragma once
+
+typedef signed char i8;
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef int i32;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+
+// Id dtypes.
+#define MOE_ID_I32 0u
+#define MOE_ID_U32 1u
+#define MOE_ID_I64 2u
+
+// Layouts.
+#define MOE_PACKED 0u
+#define MOE_ALIGNED 1u
+#define MOE_PADDED 2u
+
+// Element dtypes. NONE stands for "no weights" (1.0).
+#define MOE_NONE 0u
+#define MOE_F32 1u
+#define MOE_F16 2u
+#define MOE_BF16 3u
+#define MOE_E4M3 4u
+#define MOE_E5M2 5u
+
+// Positions in `status`.
+#define MOE_MASKED 0
+#define MOE_INVALID 1
+#define MOE_NON_LOCAL 2
+#define MOE_OVER_CAPACITY 3
+#define MOE_OVER_MAX_ROUTES 4
+
+#define MOE_NO_CAPACITY 0xffffffffu
+
+// A plan build. 160 bytes.
+struct MoePlanParams {
+    u64 ids;               // [tokens, k] of id_dtype
+    u64 expert_map;        // i32 [experts] or 0
+    u64 valid_tokens;      // i32 [1] or 0
+    u64 keep;              // u8 [tokens * k] or 0: a route whose byte is 0 counts as over capacity
+    u64 over_max_routes;   // u32 [1] or 0: copied to status[4]; 0 writes zero there
+    u64 source;            // i32 [rows]
+    u64 slot;              // i32 [tokens * k]
+    u64 expert_offsets;    // i32 [local_experts + 1]
+    u64 tokens_per_expert; // i32 [local_experts]
+    u64 m_indices;         // i32 [rows] or 0
+    u64 status;            // u32 [5]
+    u64 logical_load;      // i32 [experts] or 0
+    u64 scratch;           // see ABI.md; 256-byte aligned
+    u32 tokens;
+    u32 k;
+    u32 experts;
+    u32 local_experts;     // equals experts where expert_map is 0
+    u32 rows;              // R
+    u32 id_dtype;
+    u32 layout;
+    u32 align;             // Aligned(n): n; Padded(c): c; Packed: 1
+    u32 capacity;          // rows per local expert at most; MOE_NO_CAPACITY for none
+    u32 chunk_tokens;      // tokens a block ranks (moe_plan_grid, moe_permute_grid), else 0
+    u32 rank_warps;        // warps that rank at a time; see ABI.md
+    u32 reserved0;
+    u64 reserved1;
+};
+
+// Rows to be copied. 48 bytes.
+struct MoeRows {
+    u64 input;
+    u64 output;
+    u64 row_bytes;      // 0: this entry is not used
+    u64 input_stride;   // bytes from row to row
+    u64 output_stride;
+    u32 vec;            // 16, 8, 4, 2 or 1: divides both addresses and both strides
+    u32 splits;         // blocks that share a row (moe_gather_*, moe_permute_small_*); at least 1
+};
+
+// Plan and rows in one launch. 256 bytes.
+struct MoePermuteParams {
+    struct MoePlanParams plan;
+    struct MoeRows rows[2];   // rows[1] is the side-car (scales); row_bytes 0 where there is none
+};
+
+// Rows by an existing plan. 176 bytes.
+struct MoeGatherParams {
+    struct MoeRows rows[2];
+    u64 slot;              // i32 [tokens, k]
+    u64 expert_offsets;    // i32 [local_experts + 1]
+    u64 tokens_per_expert; // i32 [local_experts]
+    u64 weights;           // [tokens, k] of weight_dtype or 0 (moe_gather_weighted_* only)
+    u64 out_rows;          // R
+    u32 tokens;
+    u32 k;
+    u32 local_experts;
+    u32 zero_padding;      // 1: zero the rows between experts (Aligned, Padded); 0: Packed
+    u32 weight_dtype;
+    u32 dtype;             // of the rows (moe_gather_weighted_* only)
+    u64 hidden;            // elements per row (moe_gather_weighted_* only)
+    u64 reserved;
+};
+
+// Unpermute. 136 bytes.
+struct MoeCombineParams {
+    u64 rows;          // Y [out_rows, hidden] of y_dtype
+    u64 slot;          // i32 [tokens, k]
+    u64 weights;       // [tokens, k] of weight_dtype or 0
+    u64 scales;        // f32 [out_rows, ceil(hidden / scale_block)] or 0
+    u64 initial;       // X0 [tokens, hidden] of x_dtype or 0
+    u64 output;        // X [tokens, hidden] of x_dtype
+    u64 hidden;
+    u64 row_stride;    // bytes, Y
+    u64 scale_stride;  // bytes, scales
+    u64 initial_stride;// bytes, X0
+    u64 output_stride; // bytes, X
+    u64 out_rows;      // R
+    u32 tokens;
+    u32 k;
+    u32 y_dtype;
+    u32 x_dtype;
+    u32 weight_dtype;  // MOE_NONE where weights is 0
+    u32 scale_block;   // elements per scale; 0 without scales
+    u32 splits;        // blocks that share a token; at least 1
+    u32 reserved0;
+    u64 reserved1;
+};
+
+// Backward of unpermute. 160 bytes.
+struct MoeCombineGradParams {
+    u64 grad;              // dX [tokens, hidden] of x_dtype
+    u64 rows;              // Y [out_rows, hidden] of y_dtype, or 0 (no dw)
+    u64 weights;           // [tokens, k] of weight_dtype or 0
+    u64 slot;              // i32 [tokens, k]
+    u64 expert_offsets;    // i32 [local_experts + 1]
+    u64 tokens_per_expert; // i32 [local_experts]
+    u64 grad_rows;         // dY [out_rows, hidden] of dy_dtype, or 0
+    u64 grad_weights;      // dw [tokens, k] of dw_dtype, or 0
+    u64 hidden;
+    u64 grad_stride;       // bytes, dX
+    u64 row_stride;        // bytes, Y
+    u64 grad_row_stride;   // bytes, dY
+    u64 out_rows;          // R
+    u32 tokens;
+    u32 k;
+    u32 x_dtype;
+    u32 y_dtype;
+    u32 dy_dtype;
+    u32 weight_dtype;
+    u32 dw_dtype;
+    u32 local_experts;
+    u32 zero_padding;      // 1: zero dY's rows between experts
+    u32 reserved0;
+    u64 reserved1;
+    u64 reserved2;
+};
+
+// Zero the rows from expert_offsets[local_experts] to out_rows. 48 bytes.
+struct MoeZeroTailParams {
+    u64 output;
+    u64 row_bytes;
+    u64 output_stride;
+    u64 out_rows;
+    u64 expert_offsets;
+    u32 local_experts;
+    u32 vec;               // 16, 8, 4, 2 or 1: divides address and stride
+};
+
+// Fill with a repeated 4-byte word. 24 bytes.
+struct MoeFillParams {
+    u64 output;            // 4-byte aligned
+    u64 words;
+    u32 value;
+    u32 reserved;
+};
+
+static_assert(sizeof(MoePlanParams) == 160, "");
+static_assert(sizeof(MoeRows) == 48, "");
+static_assert(sizeof(MoePermuteParams) == 256, "");
+static_assert(sizeof(MoeGatherParams) == 176, "");
+static_assert(sizeof(MoeCombineParams) == 136, "");
+static_assert(sizeof(MoeCombineGradParams) == 160, "");
+static_assert(sizeof(MoeZeroTailParams) == 48, "");
+static_assert(sizeof(MoeFillParams) == 24, "");
