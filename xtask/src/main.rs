@@ -1,2 +1,52 @@
-//! xtask
-fn main() {}
+//! The project's own commands: `cargo xtask help` lists them.
+#![forbid(unsafe_code)]
+
+mod args;
+mod backends;
+mod doctor;
+mod gate;
+mod run;
+
+use args::Args;
+use std::process::ExitCode;
+
+/// What a command came to: an `Err` holds the reason, in words.
+type Outcome = Result<(), String>;
+
+const HELP: &str = "\
+usage: cargo xtask COMMAND [OPTIONS]
+
+  run      the recorded layer, end to end, checked against recorded answers
+             --backend NAME[:INDEX]   cpu (default), cuda, wgpu
+             --dtype f32|bf16         type of the rows (default f32)
+             --file TRACE             another trace (default: the recorded one)
+             --layer WEIGHTS          another layer's weights
+             --tokens N               only the first N tokens
+             --data DIR               where the recorded files are (default benches/data)
+  bench    all backends and peers side by side; `cargo xtask bench --help` lists its options
+  doctor   which backends this machine has, and why not the others
+  test     the whole gate: fmt, clippy, docs, all tests, packaging
+             --full                   every case of the conformance suite, not a covering selection
+";
+
+fn main() -> ExitCode {
+    let mut args = Args::new(std::env::args().skip(1));
+    let outcome = match args.command().as_deref() {
+        Some("run") => run::main(args),
+        Some("doctor") => doctor::main(args),
+        Some("test") => gate::main(args),
+        Some("bench") => gate::bench(args),
+        Some("help" | "--help" | "-h") | None => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some(other) => Err(format!("there is no command {other:?}; `cargo xtask help` lists them")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("error: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}
