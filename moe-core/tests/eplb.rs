@@ -11,6 +11,17 @@ use moe_core::eplb::{
 };
 use serde_json::Value;
 
+#[path = "eplb/input.rs"]
+mod input;
+#[path = "eplb/migrate.rs"]
+mod migrate;
+#[path = "eplb/placement.rs"]
+mod placement;
+#[path = "eplb/sim.rs"]
+mod sim;
+#[path = "eplb/worker.rs"]
+mod worker;
+
 /// Marsaglia's xorshift64*.
 struct Random(u64);
 
@@ -94,40 +105,34 @@ fn totals(shape: &Shape, load: &[f64]) -> LoadTotals {
     totals
 }
 
-#[test]
-fn recorded_answers_of_the_published_algorithm_are_reproduced() {
-    let text = include_str!("../../benches/data/eplb.json");
-    let cases: serde_json::Map<String, Value> = serde_json::from_str(text).unwrap();
-    assert_eq!(cases.len(), 5);
-    for (name, case) in &cases {
-        let size = |key: &str| case[key].as_u64().unwrap() as usize;
-        let rows = case["weight"].as_array().unwrap();
-        let load: Vec<f64> = ints(&case["weight"]).into_iter().map(f64::from).collect();
-        let shape = Shape {
-            layers: rows.len(),
-            experts: rows[0].as_array().unwrap().len(),
-            replicas: size("num_replicas"),
-            groups: size("num_groups"),
-            nodes: size("num_nodes"),
-            gpus: size("num_gpus"),
-        };
-        for options in [Options::published(), Options { never_worse: true, ..Options::published() }, Options::default()]
-        {
-            let placement = rebalance(&load, &shape, &options).unwrap();
-            let same = placement.phy2log() == ints(&case["phy2log"]);
-            println!("{name} {} {}: {same}", options.spread, options.never_worse);
-            if options.spread {
-                continue;
-            }
-            assert_eq!(placement.phy2log(), ints(&case["phy2log"]), "{name}: phy2log");
-            assert_eq!(placement.logcnt(), ints(&case["logcnt"]), "{name}: logcnt");
-            // Copies of one expert have equal loads: their order is free.
-            let theirs = ints(&case["log2phy"]);
-            assert_eq!(theirs.len(), placement.log2phy().len(), "{name}: width of log2phy");
-            for (ours, theirs) in placement.log2phy().chunks(placement.width()).zip(theirs.chunks(placement.width())) {
-                let set = |row: &[i32]| row.iter().copied().collect::<BTreeSet<_>>();
-                assert_eq!(set(ours), set(theirs), "{name}: log2phy");
-            }
+fn assert_groups_stay_on_one_node(placement: &Placement) {
+    let shape = placement.shape();
+    for l in 0..shape.layers {
+        let mut home = vec![None; shape.groups];
+        for (slot, &e) in placement.layer_phy2log(l).iter().enumerate() {
+            let node = shape.node_of(shape.gpu_of(slot));
+            let group = e as usize / (shape.experts / shape.groups);
+            assert_eq!(*home[group].get_or_insert(node), node, "group {group}, {shape:?}");
         }
+    }
+}
+
+/// Copies per expert and GPU of one layer, [gpus][experts].
+fn copies_per_gpu(placement: &Placement, layer: usize) -> Vec<Vec<usize>> {
+    let shape = placement.shape();
+    let count = |slots: &[i32]| {
+        let mut n = vec![0; shape.experts];
+        slots.iter().for_each(|&e| n[e as usize] += 1);
+        n
+    };
+    placement.layer_phy2log(layer).chunks(shape.slots_per_gpu()).map(count).collect()
+}
+
+fn argument(error: EplbError) -> &'static str {
+    let text = error.to_string();
+    assert!(text.contains("expected") && text.contains("got"), "{text}");
+    match error {
+        EplbError::Argument { arg, .. } => arg,
+        other => panic!("expected an argument error, got {other:?}"),
     }
 }

@@ -132,9 +132,9 @@ fn best_step(shape: &Shape, slots: &[i32], load: &[f64], loads: &[f64], left: us
     };
     for a in hot * size..(hot + 1) * size {
         let expert = slots[a];
-        for b in domain * gpus_per_domain * size..(domain + 1) * gpus_per_domain * size {
-            let (gpu, other) = (b / size, slots[b]);
-            if on(gpu).contains(&expert) {
+        for (b, &other) in slots.iter().enumerate() {
+            let gpu = b / size;
+            if gpu / gpus_per_domain != domain || on(gpu).contains(&expert) {
                 continue;
             }
             if left >= 1 && counts[other as usize] > 1 {

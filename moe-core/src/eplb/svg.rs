@@ -11,6 +11,9 @@ const RIGHT: f64 = 16.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 44.0;
 
+/// What a line shows of a step.
+type Value = fn(&SimRow) -> f64;
+
 /// Balancedness over the steps: three lines, and a tick on the axis where a rebalance took place.
 pub(super) fn draw(report: &SimReport, title: &str) -> String {
     let last = report.rows.len().saturating_sub(1).max(1) as f64;
@@ -46,7 +49,7 @@ pub(super) fn draw(report: &SimReport, title: &str) -> String {
             row.moves
         ));
     }
-    let lines: [(&str, &str, fn(&SimRow) -> f64); 3] = [
+    let lines: [(&str, &str, Value); 3] = [
         ("identity", "#b04a3a", |r| r.before),
         ("balanced", "#1f6fb4", |r| r.after),
         ("balanced, copies shared evenly", "#8fb8d8", |r| r.even),
