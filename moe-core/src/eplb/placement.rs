@@ -91,7 +91,7 @@ impl Placement {
         &self.logcnt
     }
 
-    /// [R]: `phy2log` of one layer. Panics if `layer` is out of range, like slicing.
+    /// \[R\]: `phy2log` of one layer. Panics if `layer` is out of range, like slicing.
     #[must_use]
     pub fn layer_phy2log(&self, layer: usize) -> &[i32] {
         &self.phy2log[layer * self.shape.replicas..][..self.shape.replicas]
@@ -104,7 +104,7 @@ impl Placement {
         &self.log2phy[layer * n..][..n]
     }
 
-    /// [E]: `logcnt` of one layer. Panics if `layer` is out of range, like slicing.
+    /// \[E\]: `logcnt` of one layer. Panics if `layer` is out of range, like slicing.
     #[must_use]
     pub fn layer_logcnt(&self, layer: usize) -> &[i32] {
         &self.logcnt[layer * self.shape.experts..][..self.shape.experts]
@@ -124,7 +124,7 @@ impl Placement {
     }
 
     /// Load of each GPU in one layer, if the copies of an expert share its load evenly.
-    /// `load` [E] is that layer's load.
+    /// `load` \[E\] is that layer's load.
     ///
     /// # Errors
     /// [`EplbError::Argument`] if `layer` is out of range or `load` has not E values.
@@ -152,7 +152,7 @@ impl Placement {
     }
 }
 
-/// [R]: experts in order and again from the first, per domain.
+/// \[R\]: experts in order and again from the first, per domain.
 pub(super) fn identity_layer(shape: &Shape) -> Vec<i32> {
     let domains = shape.domains();
     let (experts, slots) = (shape.experts / domains, shape.replicas / domains);

@@ -88,7 +88,7 @@ fn worse(shape: &Shape, slots: &[i32], identity: &[i32], load: &[f64]) -> bool {
     max(slots) > max(identity)
 }
 
-/// [R]: the expert of each slot of one layer.
+/// \[R\]: the expert of each slot of one layer.
 fn place_layer(load: &[f64], shape: &Shape, spread: bool) -> Vec<i32> {
     let domains = shape.domains();
     let (slots, gpus) = (shape.replicas / domains, shape.gpus / domains);

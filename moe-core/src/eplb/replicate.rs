@@ -4,8 +4,8 @@
 /// largest load per copy (ties to the lower index), but none beyond `cap` copies while another
 /// expert is below it.
 ///
-/// Returns the expert of each copy [slots], in the order of handing out, and the number of copies
-/// [E]. Requires a non-empty `load` and `slots >= load.len()`.
+/// Returns the expert of each copy \[slots\], in the order of handing out, and the number of copies
+/// \[E\]. Requires a non-empty `load` and `slots >= load.len()`.
 pub(super) fn replicate(load: &[f64], slots: usize, mut cap: usize) -> (Vec<usize>, Vec<usize>) {
     let mut owner: Vec<usize> = (0..load.len()).collect();
     let mut copies = vec![1usize; load.len()];

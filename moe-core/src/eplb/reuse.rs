@@ -2,7 +2,7 @@
 
 use super::shape::Shape;
 
-/// Reorders the slots of one layer [R] to resemble `old` [R], without changing which experts share
+/// Reorders the slots of one layer \[R\] to resemble `old` \[R\], without changing which experts share
 /// a GPU or a node.
 ///
 /// Nodes first (hierarchical case only), then the GPUs within each domain, take over the place

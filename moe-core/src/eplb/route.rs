@@ -33,7 +33,7 @@ macro_rules! logical_id {
 logical_id!(u8, u8::MAX; i32, -1; u32, u32::MAX; i64, -1);
 
 /// The slot that serves route `route` of logical expert `expert`, for one layer with `log2phy`
-/// [E, X] and `logcnt` [E]:
+/// [E, X] and `logcnt` \[E\]:
 ///
 /// ```text
 /// physical = log2phy[expert][route mod logcnt[expert]]
