@@ -95,7 +95,7 @@ impl<B: Backend, T: Element, G: Tag> Buf<B, T, G> {
 
 fn check_memory<T: Element>(op: &'static str, span: &Span, len: usize) -> Result<()> {
     let size = size_of::<T>();
-    let bytes = len.checked_mul(size).unwrap_or(usize::MAX);
+    let bytes = len.saturating_mul(size);
     if (span.len as usize) < bytes {
         let got = span.len as usize / size;
         return Err(Error::TooSmall { op, arg: "memory", unit: "elements", expected: len, got });

@@ -114,7 +114,7 @@ impl<B: Backend> DeviceId<B> {
     /// Mints an identity. `key` decides equality: the UUID of a CUDA device, the logical device of wgpu, the pool of a
     /// CPU device. `instance` counts the logical devices on one ordinal, from 1.
     pub fn mint(_proof: B::Mint, ordinal: u32, instance: u32, key: u128) -> Self {
-        Self { any: AnyDeviceId { backend: B::NAME, ordinal, instance, key }, backend: PhantomData }
+        Self { any: AnyDeviceId { backend: B::NAME, ordinal, instance, key: key.to_ne_bytes() }, backend: PhantomData }
     }
 
     /// The resolved ordinal.
@@ -124,7 +124,7 @@ impl<B: Backend> DeviceId<B> {
 
     /// The key that decides equality.
     pub fn key(self) -> u128 {
-        self.any.key
+        u128::from_ne_bytes(self.any.key)
     }
 
     /// Forgets the backend's type and keeps its name, for messages and reports. There is no way back.
@@ -168,7 +168,8 @@ pub struct AnyDeviceId {
     backend: &'static str,
     ordinal: u32,
     instance: u32,
-    key: u128,
+    /// Bytes, because a `u128` would align every error that holds two identities to 16.
+    key: [u8; 16],
 }
 
 impl AnyDeviceId {

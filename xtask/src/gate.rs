@@ -35,7 +35,7 @@ pub(crate) fn bench(args: Args) -> Outcome {
     run(&mut command)
 }
 
-fn cargo(args: &[&str]) -> Command {
+pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     command
@@ -98,12 +98,12 @@ fn test_binaries() -> Result<Vec<(String, &'static str)>, String> {
 }
 
 /// A text field of a JSON object on one line.
-fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+pub(crate) fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = line.split_once(&format!("\"{name}\":\""))?;
     Some(rest.split_once('"')?.0)
 }
 
-fn file_name(path: &str) -> String {
+pub(crate) fn file_name(path: &str) -> String {
     path.rsplit(['/', '\\']).next().unwrap_or(path).to_owned()
 }
 

@@ -5,6 +5,7 @@ mod args;
 mod backends;
 mod doctor;
 mod gate;
+mod pack;
 mod run;
 
 use args::Args;
@@ -27,6 +28,8 @@ usage: cargo xtask COMMAND [OPTIONS]
   doctor   which backends this machine has, and why not the others
   test     the whole gate: fmt, clippy, docs, all tests, packaging
              --full                   every case of the conformance suite, not a covering selection
+  gpu-pack one folder with all that a GPU machine without cargo needs, and a script that runs it there
+             --out DIR                (default .gpu-pack)
 ";
 
 fn main() -> ExitCode {
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         Some("doctor") => doctor::main(args),
         Some("test") => gate::main(args),
         Some("bench") => gate::bench(args),
+        Some("gpu-pack") => pack::main(args),
         Some("help" | "--help" | "-h") | None => {
             print!("{HELP}");
             Ok(())

@@ -48,6 +48,7 @@ impl<'a, B: PermuteBackend, T: Float, G: Tag> CombineGrad<'a, B, T, G> {
     ///
     /// # Errors
     /// As [`run_into`](Self::run_into), and those of allocation.
+    #[allow(clippy::type_complexity)] // two buffers of one device
     pub fn run<W: Float>(self, queue: &mut Queue<'_, B, G>) -> Result<(Buf<B, T, G>, Buf<B, W, G>)> {
         let cols = self.grad_out.cols();
         let mut grad_rows = queue.zeros(self.plan.num_rows() * cols)?;

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Runs the packed programs on a machine with a GPU: run.sh OUT [STEP…], steps: conformance run bench peers sanitize.
+# Each step leaves OUT/STEP.txt: facts as "name: value" lines, then the raw log. A failing step fails the script, after
+# the others have run.
+set -uo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=$1
+shift
+steps=${*:-conformance run bench}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$here" || exit 1
+export MOE_REQUIRE_CUDA=1
+failed=0
+
+facts() {
+    echo "step: $1"
+    echo "date: $(date -u +%Y-%m-%d)"
+    echo "commit: $(cat commit)"
+    nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1 | sed 's/\(.*\), \(.*\)/gpu: \1\ndriver: \2/'
+    sed 's/^/ptx: /' moe-cuda/ptx/SHA256SUMS
+}
+
+# Sums the counts that the test runner prints.
+counts() {
+    awk '/^test result:/ { p += $4; f += $6; i += $8 } END { printf "tests: %d passed, %d failed, %d ignored\n", p, f, i }' "$1"
+}
+
+finish() { # STEP LOG STATUS
+    { facts "$1"; counts "$2"; echo "status: $3"; echo "--- log"; cat "$2"; } >"$out/$1.txt"
+    [ "$3" = 0 ] || failed=1
+    echo "== $1: status $3"
+    tail -n "${TAIL:-6}" "$2"
+}
+
+for step in $steps; do
+    log=$(mktemp)
+    case $step in
+    conformance)
+        status=0
+        for test in tests/*; do
+            echo "## $(basename "$test")" >>"$log"
+            "$test" --show-output --test-threads=1 >>"$log" 2>&1 || status=$?
+        done
+        ;;
+    run)
+        status=0
+        for dtype in f32 bf16; do
+            ./xtask run --backend cuda --dtype $dtype >>"$log" 2>&1 || status=$?
+        done
+        ;;
+    bench)
+        ./moe-bench --data benches/data --backend cuda --out "$out" ${BENCH_ARGS:-} >"$log" 2>&1
+        status=$?
+        ;;
+    peers)
+        python3 benches/peers/peers.py --out "$out/peers.json" ${PEERS_ARGS:-} >"$log" 2>&1
+        status=$?
+        ;;
+    sanitize)
+        status=0
+        for tool in memcheck racecheck initcheck synccheck; do
+            echo "## $tool" >>"$log"
+            MOE_SANITIZE=1 compute-sanitizer --tool "$tool" --error-exitcode 9 tests/sanitize --show-output \
+                --test-threads=1 >>"$log" 2>&1 || status=$?
+        done
+        ;;
+    *)
+        echo "no such step: $step" >&2
+        exit 2
+        ;;
+    esac
+    finish "$step" "$log" "$status"
+done
+exit $failed
