@@ -1,0 +1,103 @@
+// Gather: Y[slot[t, k], :] = X[t, :] for placed routes, zero for padding rows below the last
+// offset; rows past it are not touched. Bits are copied; the weighted form writes
+// round(w[t, k] * X[t, :]) with canonical NaN. Parameters: MoeGatherParams in abi.cuh. Token-major:
+// each source row is read once. Tail rule: bytes past the last whole unit go one at a time.
+#include "common.cuh"
+
+template <bool WIDE>
+MOE_DEV void moe_gather_body(const MoeGatherParams &g) {
+    u32 splits = g.rows[0].splits;
+    u32 t = blockIdx.x / splits, part = blockIdx.x % splits;
+    if (t < g.tokens) {
+        const i32 *slot = (const i32 *)g.slot + (u64)t * g.k;
+        if (WIDE) {
+            u64 units = g.rows[0].row_bytes / 16;
+            u64 first = units * part / splits, end = units * (part + 1) / splits;
+            const uint4 *in = (const uint4 *)(g.rows[0].input + t * g.rows[0].input_stride);
+            for (u64 base = first + threadIdx.x; base < end; base += 4 * 256) {
+                uint4 v[4];
+#pragma unroll
+                for (u32 i = 0; i < 4; i++)
+                    if (base + i * 256 < end) v[i] = __ldg(in + base + i * 256);
+                for (u32 j = 0; j < g.k; j++) {
+                    u64 row = (u64)(i64)__ldg(slot + j);
+                    if (row >= g.out_rows) continue;
+                    uint4 *out = (uint4 *)(g.rows[0].output + row * g.rows[0].output_stride) + base;
+#pragma unroll
+                    for (u32 i = 0; i < 4; i++)
+                        if (base + i * 256 < end) out[i * 256] = v[i];
+                }
+            }
+            if (part + 1 == splits && units * 16 < g.rows[0].row_bytes)
+                moe_copy_units<u8>(g.rows[0], t, slot, g.k, g.out_rows, units * 16, g.rows[0].row_bytes, threadIdx.x,
+                                   blockDim.x);
+        } else {
+            moe_scatter_row(g.rows[0], t, slot, g.k, g.out_rows, part, splits, threadIdx.x, blockDim.x);
+        }
+        if (g.rows[1].row_bytes && part + 1 == splits)
+            moe_scatter_row(g.rows[1], t, slot, g.k, g.out_rows, 0, 1, threadIdx.x, blockDim.x);
+    }
+    if (g.zero_padding) {
+        moe_zero_padding_rows(g.rows[0], g.expert_offsets, g.tokens_per_expert, g.local_experts, g.out_rows,
+                              blockIdx.x, gridDim.x);
+        if (g.rows[1].row_bytes)
+            moe_zero_padding_rows(g.rows[1], g.expert_offsets, g.tokens_per_expert, g.local_experts, g.out_rows,
+                                  blockIdx.x, gridDim.x);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) moe_gather_v16(MoeGatherParams g) { moe_gather_body<true>(g); }
+
+extern "C" __global__ void __launch_bounds__(256, 4) moe_gather_any(MoeGatherParams g) { moe_gather_body<false>(g); }
+
+template <u32 D>
+MOE_DEV void moe_gather_weighted_rows(const MoeGatherParams &g) {
+    typedef typename MoeType<D>::raw Raw;
+    const u32 V = 16 / sizeof(Raw);
+    union Vec {
+        uint4 all;
+        Raw lane[16 / sizeof(Raw)];
+    };
+    u32 splits = g.rows[0].splits;
+    u32 t = blockIdx.x / splits, part = blockIdx.x % splits;
+    if (t >= g.tokens) return;
+    const i32 *slot = (const i32 *)g.slot + (u64)t * g.k;
+    u64 in = g.rows[0].input + t * g.rows[0].input_stride;
+    u64 units = g.rows[0].vec == 16 ? g.hidden / V : 0;
+    for (u64 u = units * part / splits + threadIdx.x; u < units * (part + 1) / splits; u += blockDim.x) {
+        Vec v;
+        v.all = __ldg((const uint4 *)in + u);
+        for (u32 j = 0; j < g.k; j++) {
+            u64 row = (u64)(i64)__ldg(slot + j);
+            if (row >= g.out_rows) continue;
+            float w = moe_load_any(g.weights, (u64)t * g.k + j, g.weight_dtype);
+            Vec o;
+#pragma unroll
+            for (u32 i = 0; i < V; i++) o.lane[i] = MoeType<D>::narrow(__fmul_rn(w, MoeType<D>::widen(v.lane[i])));
+            ((uint4 *)(g.rows[0].output + row * g.rows[0].output_stride))[u] = o.all;
+        }
+    }
+    u64 rest = g.hidden - units * V;
+    for (u64 h = units * V + rest * part / splits + threadIdx.x; h < units * V + rest * (part + 1) / splits;
+         h += blockDim.x) {
+        float v = MoeType<D>::widen(((const Raw *)in)[h]);
+        for (u32 j = 0; j < g.k; j++) {
+            u64 row = (u64)(i64)__ldg(slot + j);
+            if (row >= g.out_rows) continue;
+            float w = moe_load_any(g.weights, (u64)t * g.k + j, g.weight_dtype);
+            ((Raw *)(g.rows[0].output + row * g.rows[0].output_stride))[h] = MoeType<D>::narrow(__fmul_rn(w, v));
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4) moe_gather_weighted(MoeGatherParams g) {
+    switch (g.dtype) {
+    case MOE_F32: moe_gather_weighted_rows<MOE_F32>(g); break;
+    case MOE_F16: moe_gather_weighted_rows<MOE_F16>(g); break;
+    case MOE_BF16: moe_gather_weighted_rows<MOE_BF16>(g); break;
+    default: break;
+    }
+    if (g.zero_padding)
+        moe_zero_padding_rows(g.rows[0], g.expert_offsets, g.tokens_per_expert, g.local_experts, g.out_rows,
+                              blockIdx.x, gridDim.x);
+}
