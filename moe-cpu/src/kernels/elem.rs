@@ -151,9 +151,18 @@ output!(Bf16, u16, store_bf16, |v| bf16_bits(v));
 macro_rules! with_output {
     ($elem:expr, $O:ident => $call:expr) => {
         match $elem {
-            Elem::F32 => { type $O = crate::kernels::elem::F32; $call }
-            Elem::F16 => { type $O = crate::kernels::elem::F16; $call }
-            Elem::Bf16 => { type $O = crate::kernels::elem::Bf16; $call }
+            Elem::F32 => {
+                type $O = crate::kernels::elem::F32;
+                $call
+            }
+            Elem::F16 => {
+                type $O = crate::kernels::elem::F16;
+                $call
+            }
+            Elem::Bf16 => {
+                type $O = crate::kernels::elem::Bf16;
+                $call
+            }
             Elem::E4m3 | Elem::E5m2 => panic!("8-bit floats are not written by this operation"),
         }
     };
@@ -163,11 +172,26 @@ macro_rules! with_output {
 macro_rules! with_input {
     ($elem:expr, $I:ident => $call:expr) => {
         match $elem {
-            Elem::F32 => { type $I = crate::kernels::elem::F32; $call }
-            Elem::F16 => { type $I = crate::kernels::elem::F16; $call }
-            Elem::Bf16 => { type $I = crate::kernels::elem::Bf16; $call }
-            Elem::E4m3 => { type $I = crate::kernels::elem::E4m3; $call }
-            Elem::E5m2 => { type $I = crate::kernels::elem::E5m2; $call }
+            Elem::F32 => {
+                type $I = crate::kernels::elem::F32;
+                $call
+            }
+            Elem::F16 => {
+                type $I = crate::kernels::elem::F16;
+                $call
+            }
+            Elem::Bf16 => {
+                type $I = crate::kernels::elem::Bf16;
+                $call
+            }
+            Elem::E4m3 => {
+                type $I = crate::kernels::elem::E4m3;
+                $call
+            }
+            Elem::E5m2 => {
+                type $I = crate::kernels::elem::E5m2;
+                $call
+            }
         }
     };
 }

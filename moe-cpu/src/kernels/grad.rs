@@ -97,9 +97,8 @@ impl<E: Output> Op for Tokens<'_, E> {
                         scale_row::<S, E>(dy.ptr().add(row * self.stride), dx, *hidden, weight, self.stream);
                     }
                     if let (Some((dw, elem)), Some(y)) = (self.dw, y) {
-                        let value = row.map_or(0.0, |row| {
-                            dot::<S, E>(y.bytes.as_ptr().add(row * y.stride), dx, *hidden)
-                        });
+                        let value =
+                            row.map_or(0.0, |row| dot::<S, E>(y.bytes.as_ptr().add(row * y.stride), dx, *hidden));
                         let dw = dw.ptr().add(route * elem.size());
                         match elem {
                             Elem::F32 => dw.cast::<f32>().write(canonical(value)),

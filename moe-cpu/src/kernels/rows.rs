@@ -21,7 +21,13 @@ pub(crate) struct RowsMut<'a> {
 
 /// How many rows of `row` bytes lie in `bytes` at this stride.
 fn count(bytes: usize, row: usize, stride: usize) -> usize {
-    if bytes < row { 0 } else if stride == 0 { usize::MAX } else { (bytes - row) / stride + 1 }
+    if bytes < row {
+        0
+    } else if stride == 0 {
+        usize::MAX
+    } else {
+        (bytes - row) / stride + 1
+    }
 }
 
 impl Rows<'_> {

@@ -44,7 +44,8 @@ impl Tier {
 
     #[cfg(target_arch = "x86_64")]
     fn avx2() -> Option<Tier> {
-        let has = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let has =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         has.then_some(Tier(Kind::Avx2))
     }
 
