@@ -79,6 +79,14 @@ shorten! {
     RawRowsMut by shorten_mut keeps dtype rows cols stride;
 }
 
+impl<'a, B: Backend> RawRows<'a, B> {
+    /// Rows without gaps, as one run of elements.
+    pub(crate) fn into_view(self) -> RawView<'a, B> {
+        debug_assert!(self.stride == self.cols || self.rows < 2);
+        RawView { region: self.region, dtype: self.dtype, len: self.rows * self.cols }
+    }
+}
+
 /// The numbers that shape a plan; all are known on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanShape {
@@ -86,9 +94,11 @@ pub struct PlanShape {
     pub num_tokens: usize,
     /// K, routes of a token, at least 1.
     pub top_k: usize,
-    /// E, experts, at least 1.
+    /// E, the experts that ids name, at least 1.
     pub num_experts: usize,
-    /// `E_local`, experts that live here, at least 1. Equals E without an expert map.
+    /// P, the experts that an expert map names, at least 1. Equals E without replicas.
+    pub num_physical_experts: usize,
+    /// `E_local`, experts that live here, at least 1. Equals P without an expert map.
     pub num_local_experts: usize,
     /// How the rows of the experts lie.
     pub layout: Layout,
@@ -223,8 +233,10 @@ pub struct BuildArgs<'a, B: Backend> {
     /// Expert ids `[T, K]` of dtype i32, u32 or i64, compared before they are narrowed. -1 (`u32::MAX` for u32) is
     /// masked; anything else outside `0..E` is invalid.
     pub ids: RawView<'a, B>,
-    /// i32 `[E]`: the local index of each expert, -1 where it is not local; anything else outside `0..E_local` is
-    /// invalid. Without it every expert is local.
+    /// The copies of each expert. Without them an id is its own physical id.
+    pub replicas: Option<RawReplicas<'a, B>>,
+    /// i32 `[P]`: the local index of each physical expert, -1 where it is not local; anything else outside
+    /// `0..E_local` is invalid. Without it every physical expert is local.
     pub expert_map: Option<RawView<'a, B>>,
     /// i32 `[1]`: only tokens below this number are routed; the routes of the others are not placed and count nowhere.
     /// A negative number means none, one above T means all.
@@ -232,6 +244,19 @@ pub struct BuildArgs<'a, B: Backend> {
     /// Scratch of at least [`scratch_bytes`](crate::PermuteBackend::scratch_bytes) bytes for limits that hold this
     /// shape. Its contents mean nothing before and after.
     pub scratch: B::RegionMut<'a>,
+}
+
+/// Copies of experts: the k-th route of token t to expert e goes to physical expert
+/// `log2phy[e, (t + k) mod logcnt[e]]`. A count outside `1..=width`, or an entry outside `0..P`, makes the route
+/// invalid. Logical load counts e.
+#[derive(Debug)]
+pub struct RawReplicas<'a, B: Backend> {
+    /// i32 `[E, width]`.
+    pub log2phy: RawView<'a, B>,
+    /// i32 `[E]`.
+    pub logcnt: RawView<'a, B>,
+    /// The most copies of an expert, at least 1.
+    pub width: usize,
 }
 
 /// `out[slot[t, k], :] = rows[t, :]` for placed routes, times `weights[t, k]` where there are weights.

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 pub struct Limits {
     /// Routes of a batch: tokens times `top_k`.
     pub max_routes: usize,
-    /// Experts, before any expert map.
+    /// Experts before any expert map; with replicas, all copies count.
     pub max_experts: usize,
 }
 

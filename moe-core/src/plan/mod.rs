@@ -259,10 +259,13 @@ impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
             return Err(Error::TooSmall { op, arg: "plan", unit: "bytes", expected, got });
         }
         let routing = routing.check(&check, &arrays.shape)?;
-        let needed = Limits { max_routes: arrays.shape.num_routes(), max_experts: arrays.shape.num_experts };
+        let needed = Limits {
+            max_routes: arrays.shape.num_routes(),
+            max_experts: arrays.shape.num_experts.max(arrays.shape.num_physical_experts),
+        };
         let scratch = workspace.scratch(op, queue, needed)?;
-        let routing::CheckedRouting { ids, expert_map, valid_tokens } = routing;
-        Ok((arrays, BuildArgs { ids, expert_map, valid_tokens, scratch }))
+        let routing::CheckedRouting { ids, replicas, expert_map, valid_tokens } = routing;
+        Ok((arrays, BuildArgs { ids, replicas, expert_map, valid_tokens, scratch }))
     }
 
     /// `out[slot[t, k], :] = rows[t, :]`: rows `[T, H]` of any dtype, by expert. Padding rows become zero.

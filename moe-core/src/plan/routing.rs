@@ -1,10 +1,13 @@
 //! What a plan is built from, and what it counted.
 
 use crate::check::Check;
-use crate::raw::{PlanArrays, PlanShape, RawView};
+use crate::raw::{PlanArrays, PlanShape, RawReplicas, RawView};
 use crate::tag::{Tag, Untagged};
-use crate::{Backend, DeviceId, Error, Result, RouteId, View};
+use crate::{Backend, DeviceId, Result, RouteId, Rows, View};
 use std::marker::PhantomData;
+
+/// `log2phy` and `logcnt`.
+type Replicas<'a, B, G> = (Rows<'a, B, i32, G>, View<'a, B, i32, G>);
 
 /// The routes of a batch: expert ids, and how they are to be read.
 ///
@@ -25,6 +28,7 @@ use std::marker::PhantomData;
 #[derive(Debug)]
 pub struct Routing<'a, B: Backend, G: Tag = Untagged> {
     ids: (DeviceId<B>, RawView<'a, B>),
+    replicas: Option<Replicas<'a, B, G>>,
     expert_map: Option<View<'a, B, i32, G>>,
     valid_tokens: Option<View<'a, B, i32, G>>,
     tag: PhantomData<G>,
@@ -35,10 +39,18 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
     /// outside `0..E` is dropped and counted as invalid.
     pub fn top_k<I: RouteId>(ids: View<'a, B, I, G>) -> Self {
         let ids = (ids.device_id(), ids.into_raw());
-        Self { ids, expert_map: None, valid_tokens: None, tag: PhantomData }
+        Self { ids, replicas: None, expert_map: None, valid_tokens: None, tag: PhantomData }
     }
 
-    /// `[E]`: the local index of each expert, -1 where it lives elsewhere. Any other value outside `0..E_local` makes
+    /// Copies of experts, as [`eplb`](crate::eplb) places them: `log2phy` `[E, X]` and `logcnt` `[E]`. The k-th route of
+    /// token t to expert e goes to physical expert `log2phy[e, (t + k) mod logcnt[e]]`; the plan's spec names their
+    /// number ([`PlanSpec::physical_experts`](crate::PlanSpec::physical_experts)). A map that cannot be followed makes
+    /// its routes invalid.
+    pub fn replicas<'m: 'a>(self, log2phy: Rows<'m, B, i32, G>, logcnt: View<'m, B, i32, G>) -> Self {
+        Self { replicas: Some((log2phy.shorten(), logcnt.shorten())), ..self }
+    }
+
+    /// `[E]` (`[P]` with replicas): the local index of each expert, -1 where it lives elsewhere. Any other value outside `0..E_local` makes
     /// its routes invalid.
     pub fn expert_map<'m: 'a>(self, map: View<'m, B, i32, G>) -> Self {
         Self { expert_map: Some(map.shorten()), ..self }
@@ -57,16 +69,29 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
         let (id, ids) = self.ids;
         check.device("ids", id)?;
         check.len("ids", shape.num_routes(), ids.len)?;
+        let physical = shape.num_physical_experts;
+        if let Some((log2phy, logcnt)) = &self.replicas {
+            check.device("log2phy", log2phy.device_id())?;
+            check.device("logcnt", logcnt.device_id())?;
+            check.shape("log2phy", [shape.num_experts, log2phy.cols()], [log2phy.num_rows(), log2phy.cols()])?;
+            check.number(
+                "log2phy stride",
+                log2phy.stride() == log2phy.cols(),
+                "rows without gaps",
+                log2phy.stride(),
+            )?;
+            check.len("logcnt", shape.num_experts, logcnt.len())?;
+        } else {
+            let expected = format!("{} (num_experts) without replicas", shape.num_experts);
+            check.number("num_physical_experts", physical == shape.num_experts, &expected, physical)?;
+        }
         if let Some(map) = &self.expert_map {
             check.device("expert_map", map.device_id())?;
-            check.len("expert_map", shape.num_experts, map.len())?;
-        } else if shape.num_local_experts != shape.num_experts {
-            return Err(Error::InvalidArgument {
-                op: check.op,
-                arg: "num_local_experts",
-                expected: format!("{} (num_experts) without an expert map", shape.num_experts),
-                got: shape.num_local_experts.to_string(),
-            });
+            check.len("expert_map", physical, map.len())?;
+        } else {
+            let local = shape.num_local_experts;
+            let expected = format!("{physical} (num_physical_experts) without an expert map");
+            check.number("num_local_experts", local == physical, &expected, local)?;
         }
         if let Some(count) = &self.valid_tokens {
             check.device("valid_tokens", count.device_id())?;
@@ -74,6 +99,11 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
         }
         Ok(CheckedRouting {
             ids: ids.shorten(),
+            replicas: self.replicas.map(|(log2phy, logcnt)| RawReplicas {
+                width: log2phy.cols(),
+                log2phy: log2phy.into_raw().into_view().shorten(),
+                logcnt: logcnt.into_raw().shorten(),
+            }),
             expert_map: self.expert_map.map(|view| view.into_raw().shorten()),
             valid_tokens: self.valid_tokens.map(|view| view.into_raw().shorten()),
         })
@@ -82,6 +112,7 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
 
 pub(crate) struct CheckedRouting<'a, B: Backend> {
     pub(crate) ids: RawView<'a, B>,
+    pub(crate) replicas: Option<RawReplicas<'a, B>>,
     pub(crate) expert_map: Option<RawView<'a, B>>,
     pub(crate) valid_tokens: Option<RawView<'a, B>>,
 }

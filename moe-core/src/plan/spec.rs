@@ -39,6 +39,7 @@ pub struct PlanSpec {
     num_tokens: usize,
     top_k: usize,
     num_experts: usize,
+    num_physical_experts: usize,
     num_local_experts: usize,
     layout: Layout,
     capacity: Option<Capacity>,
@@ -53,12 +54,20 @@ impl PlanSpec {
             num_tokens,
             top_k,
             num_experts,
+            num_physical_experts: num_experts,
             num_local_experts: num_experts,
             layout: Layout::Packed,
             capacity: None,
             m_indices: false,
             logical_load: false,
         }
+    }
+
+    /// The number of experts when each counts with all of its copies; the builder then needs
+    /// [replicas](crate::Routing::replicas). All of them are local, unless
+    /// [`local_experts`](Self::local_experts) follows.
+    pub fn physical_experts(self, num_physical_experts: usize) -> Self {
+        Self { num_physical_experts, num_local_experts: num_physical_experts, ..self }
     }
 
     /// The number of experts that live here; the builder then needs an expert map.
@@ -109,9 +118,10 @@ impl PlanSpec {
         };
         index("top_k", self.top_k)?;
         index("num_experts", self.num_experts)?;
-        let local = self.num_local_experts;
-        if local == 0 || local > self.num_experts {
-            return Err(error("num_local_experts", format!("1 to {} (num_experts)", self.num_experts), local));
+        let (physical, local) = (self.num_physical_experts, self.num_local_experts);
+        index("num_physical_experts", physical)?;
+        if local == 0 || local > physical {
+            return Err(error("num_local_experts", format!("1 to {physical} (num_physical_experts)"), local));
         }
         let routes = self.num_tokens.checked_mul(self.top_k).filter(|n| *n <= MAX_INDEX);
         let Some(routes) = routes else {
@@ -145,6 +155,7 @@ impl PlanSpec {
             num_tokens: self.num_tokens,
             top_k: self.top_k,
             num_experts: self.num_experts,
+            num_physical_experts: physical,
             num_local_experts: local,
             layout: self.layout,
             capacity,
