@@ -32,19 +32,22 @@ macro_rules! logical_id {
 }
 logical_id!(u8, u8::MAX; i32, -1; u32, u32::MAX; i64, -1);
 
-/// The slot that serves route `route` of logical expert `expert`, for one layer with `log2phy`
-/// [E, X] and `logcnt` \[E\]:
+/// The slot that serves a route to logical expert `expert`, for one layer with `log2phy` [E, X]
+/// and `logcnt` \[E\]:
 ///
 /// ```text
-/// physical = log2phy[expert][route mod logcnt[expert]]
+/// physical = log2phy[expert][(t + k) mod logcnt[expert]]
 /// ```
 ///
-/// `route` = t·K + k is the number of the route in the batch, as in a route plan. The rule reads
-/// nothing but its arguments: no counter, no order among the routes, so every backend and every
-/// launch gives the same answer. An id of -1 gives [`MASKED_ID`], any other id outside 0..E, and
-/// any map entry that cannot be followed, gives [`INVALID_ID`].
+/// `turn` = t + k, for the k-th route of token t. Turns take the copies in rotation whatever K and
+/// the number of copies are. Route numbers t·K + k would not: an expert that most tokens name
+/// first, with K = 8 and two copies, would send nearly all of its routes to the first copy.
+///
+/// The rule reads nothing but its arguments: no counter, no order among the routes, so every
+/// backend and every launch gives the same answer. An id of -1 gives [`MASKED_ID`], any other id
+/// outside 0..E, and any map entry that cannot be followed, gives [`INVALID_ID`].
 #[must_use]
-pub fn physical_id(log2phy: &[i32], logcnt: &[i32], width: usize, expert: impl LogicalId, route: u64) -> i32 {
+pub fn physical_id(log2phy: &[i32], logcnt: &[i32], width: usize, expert: impl LogicalId, turn: u64) -> i32 {
     let expert = match expert.widen() {
         -1 => return MASKED_ID,
         id => usize::try_from(id).unwrap_or(usize::MAX),
@@ -53,22 +56,23 @@ pub fn physical_id(log2phy: &[i32], logcnt: &[i32], width: usize, expert: impl L
     if copies < 1 || copies as usize > width {
         return INVALID_ID;
     }
-    let copy = (route % u64::from(copies.unsigned_abs())) as usize;
+    let copy = (turn % u64::from(copies.unsigned_abs())) as usize;
     log2phy.get(expert * width + copy).copied().filter(|&p| p >= 0).unwrap_or(INVALID_ID)
 }
 
-/// Applies [`physical_id`] to `ids`, the routes `first_route`, `first_route` + 1, … of one layer,
-/// and writes the slots to `out`.
+/// Applies [`physical_id`] to `ids`, `top_k` for each of the tokens `first_token`,
+/// `first_token` + 1, … of one layer, and writes the slots to `out`.
 ///
 /// # Errors
-/// [`EplbError::Argument`] if `out` and `ids` differ in length, or `log2phy` is not
-/// `logcnt.len()` x `width`.
+/// [`EplbError::Argument`] if `top_k` is 0 or `ids` no multiple of it, `out` and `ids` differ in
+/// length, or `log2phy` is not `logcnt.len()` x `width`.
 pub fn map_ids<I: LogicalId>(
     log2phy: &[i32],
     logcnt: &[i32],
     width: usize,
     ids: &[I],
-    first_route: u64,
+    top_k: usize,
+    first_token: u64,
     out: &mut [i32],
 ) -> Result<(), EplbError> {
     const OP: &str = "map_ids";
@@ -76,11 +80,15 @@ pub fn map_ids<I: LogicalId>(
         let expected = format!("{} x {width} entries", logcnt.len());
         return Err(bad(OP, "log2phy", expected, log2phy.len()));
     }
+    if top_k == 0 || !ids.len().is_multiple_of(top_k) {
+        return Err(bad(OP, "ids", format!("a multiple of top_k, {top_k}, which is at least 1"), ids.len()));
+    }
     if out.len() != ids.len() {
         return Err(bad(OP, "out", format!("{} entries", ids.len()), out.len()));
     }
     for (i, (&id, out)) in ids.iter().zip(out).enumerate() {
-        *out = physical_id(log2phy, logcnt, width, id, first_route.wrapping_add(i as u64));
+        let turn = first_token.wrapping_add((i / top_k + i % top_k) as u64);
+        *out = physical_id(log2phy, logcnt, width, id, turn);
     }
     Ok(())
 }

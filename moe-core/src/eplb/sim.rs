@@ -117,7 +117,7 @@ impl std::fmt::Display for SimReport {
 
 /// Replays `trace` step by step: each step is served by the placement in use, its load goes into
 /// the window, and every `interval` steps a new placement is computed from the window and taken up
-/// at once. Rows go to replicas by [`physical_id`], with routes numbered from 0 in each step.
+/// at once. Rows go to replicas by [`physical_id`], with tokens numbered from 0 in each step.
 ///
 /// # Errors
 /// [`EplbError::Argument`] if the sizes do not fit together or a count is zero.
@@ -190,7 +190,8 @@ fn routed(trace: &Trace, first: usize, tokens: usize, placement: &Placement) -> 
         let (map, counts) = (placement.layer_log2phy(l), placement.layer_logcnt(l));
         let mut rows = vec![0.0; shape.gpus];
         for (route, &id) in trace.ids(l, first, tokens).iter().enumerate() {
-            let slot = physical_id(map, counts, placement.width(), i32::from(id), route as u64);
+            let turn = (route / trace.top_k() + route % trace.top_k()) as u64;
+            let slot = physical_id(map, counts, placement.width(), i32::from(id), turn);
             rows[shape.gpu_of(slot as usize)] += 1.0;
         }
         mean_over_max(&rows)

@@ -64,15 +64,15 @@ fn window_forgets_steps_that_fall_out_and_adds_ranks() {
 }
 
 #[test]
-fn replicas_take_turns_by_route_number_and_bad_ids_stay_bad() {
+fn replicas_take_turns_and_bad_ids_stay_bad() {
     let shape = Shape { layers: 1, experts: 3, replicas: 6, groups: 1, nodes: 1, gpus: 3 };
     let placement = Placement::new(shape, vec![0, 1, 0, 2, 0, 2]).unwrap();
     let (map, counts, width) = (placement.log2phy(), placement.logcnt(), placement.width());
     let mut out = [0; 9];
     let ids = [0i32, 0, 0, 0, 1, 2, 2, -1, 3];
-    map_ids(map, counts, width, &ids, 0, &mut out).unwrap();
+    map_ids(map, counts, width, &ids, 1, 0, &mut out).unwrap();
     assert_eq!(out, [0, 2, 4, 0, 1, 5, 3, MASKED_ID, INVALID_ID]);
-    map_ids(map, counts, width, &ids, 1, &mut out).unwrap();
+    map_ids(map, counts, width, &ids, 1, 1, &mut out).unwrap();
     assert_eq!(out, [2, 4, 0, 2, 1, 3, 5, MASKED_ID, INVALID_ID]);
     // 3..6 are slots but not experts: they must not come out as slots.
     for id in [3, 5, i32::MAX, -2, i32::MIN] {
@@ -82,7 +82,19 @@ fn replicas_take_turns_by_route_number_and_bad_ids_stay_bad() {
     assert_eq!(physical_id(map, counts, width, i64::from(u32::MAX), 0), INVALID_ID);
     assert_eq!(physical_id(map, counts, width, 1i64 << 32, 0), INVALID_ID);
     assert_eq!(physical_id(map, &[0, 4, 1], width, 0i32, 0), INVALID_ID);
-    assert_eq!(argument(map_ids(map, counts, 2, &ids, 0, &mut out).unwrap_err()), "log2phy");
+    assert_eq!(argument(map_ids(map, counts, 2, &ids, 1, 0, &mut out).unwrap_err()), "log2phy");
     let short = &mut out[..8];
-    assert_eq!(argument(map_ids(map, counts, width, &ids, 0, short).unwrap_err()), "out");
+    assert_eq!(argument(map_ids(map, counts, width, &ids, 1, 0, short).unwrap_err()), "out");
+}
+
+#[test]
+fn an_expert_that_all_tokens_name_first_still_uses_all_of_its_copies() {
+    let shape = Shape { layers: 1, experts: 3, replicas: 4, groups: 1, nodes: 1, gpus: 2 };
+    let placement = Placement::new(shape, vec![0, 1, 0, 2]).unwrap();
+    let (map, counts, width) = (placement.log2phy(), placement.logcnt(), placement.width());
+    let ids = [0i32, 1].repeat(4);
+    let mut out = [0; 8];
+    map_ids(map, counts, width, &ids, 2, 0, &mut out).unwrap();
+    assert_eq!(out, [0, 1, 2, 1, 0, 1, 2, 1]);
+    assert_eq!(argument(map_ids(map, counts, width, &ids, 3, 0, &mut out).unwrap_err()), "ids");
 }
