@@ -19,15 +19,9 @@ pub(crate) struct RowsMut<'a> {
     pub(crate) stride: usize,
 }
 
-/// How many rows of `row` bytes lie in `bytes` at this stride.
+/// How many rows of `row` bytes lie in `bytes` at this stride; any number at stride 0.
 fn count(bytes: usize, row: usize, stride: usize) -> usize {
-    if bytes < row {
-        0
-    } else if stride == 0 {
-        usize::MAX
-    } else {
-        (bytes - row) / stride + 1
-    }
+    bytes.checked_sub(row).map_or(0, |last| last.checked_div(stride).map_or(usize::MAX, |n| n + 1))
 }
 
 impl Rows<'_> {

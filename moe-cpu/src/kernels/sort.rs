@@ -94,7 +94,7 @@ pub(crate) fn plan_scratch_bytes(
     by_weight: bool,
 ) -> usize {
     let parts = parts_for(max_routes, threads);
-    let words = parts * (experts + 2) + parts * local_experts + local_experts;
+    let words = parts * TABLES * (experts + 2) + parts * local_experts + local_experts;
     let ranks = if by_weight { Ranks::words(max_routes, local_experts) } else { 0 };
     words * 4 + ranks * 8 + 16
 }
@@ -160,11 +160,10 @@ fn build<I: Id>(args: &PlanArgs<'_>, ids: &[I], out: &mut PlanOut<'_>, scratch: 
     let len = ids.len().div_ceil(parts).max(1);
     let by_weight = matches!(args.capacity, Some(Capacity::ByWeight(..)));
     let (words, ranks) = cut_scratch(scratch, parts, experts, local, by_weight.then_some(ids.len()));
-    let (classes, words) = words.split_at_mut(parts * (experts + 2));
+    let (classes, words) = words.split_at_mut(parts * TABLES * (experts + 2));
     let (cursors, limits) = words.split_at_mut(parts * local);
 
-    each(classes, experts + 2, &|part, counts| {
-        counts.fill(0);
+    each(classes, TABLES * (experts + 2), &|part, counts| {
         let range = (part * len).min(ids.len())..((part + 1) * len).min(ids.len());
         count(&ids[range], experts as u32, counts);
     });
@@ -176,17 +175,17 @@ fn build<I: Id>(args: &PlanArgs<'_>, ids: &[I], out: &mut PlanOut<'_>, scratch: 
         (None, Layout::Padded(p)) => p,
         (None, _) => usize::MAX,
     };
-    let router = Router { experts: experts as u32, map: args.expert_map, local: local as u32 };
+    let router = Router { experts: experts as u32, map: args.expert_map };
     let mut best = None;
-    if let (Some(Capacity::ByWeight(_, weights)), Some(ranks)) = (args.capacity, ranks) {
-        if let Some((cutoffs, dropped)) = weights_order::cutoffs(ids, &router, weights, capacity, cursors, len, ranks) {
-            out.status[3] = dropped as u32;
-            best = Some((cutoffs, weights));
-        }
+    if let (Some(Capacity::ByWeight(_, weights)), Some(ranks)) = (args.capacity, ranks)
+        && let Some((cutoffs, dropped)) = weights_order::cutoffs(ids, &router, weights, capacity, cursors, len, ranks)
+    {
+        out.status[3] = dropped as u32;
+        best = Some((cutoffs, weights));
     }
     offsets(args.layout, capacity, cursors, limits, parts, out);
 
-    let rows = &*atomic(out.source);
+    let rows = atomic(out.source);
     let slots = &atomic(out.slot)[..ids.len()];
     let limits = &*limits;
     each(cursors, local, &|part, cursors| {
@@ -202,10 +201,31 @@ fn build<I: Id>(args: &PlanArgs<'_>, ids: &[I], out: &mut PlanOut<'_>, scratch: 
     fill(args.layout, out);
 }
 
-/// Counts routes per class.
-fn count<I: Id>(ids: &[I], experts: u32, counts: &mut [u32]) {
-    for id in ids {
-        counts[id.class(experts) as usize] += 1;
+/// Tables that a part counts in: neighbouring routes of one expert then do not wait for each other's store.
+const TABLES: usize = 4;
+
+/// Counts routes per class, into the first of the tables.
+fn count<I: Id>(ids: &[I], experts: u32, tables: &mut [u32]) {
+    let len = experts as usize + 2;
+    let (first, others) = tables.split_at_mut(len);
+    first.fill(0);
+    if ids.len() < PART / 2 {
+        ids.iter().for_each(|id| first[id.class(experts) as usize] += 1);
+        return;
+    }
+    others.fill(0);
+    let (second, others) = others.split_at_mut(len);
+    let (third, fourth) = others.split_at_mut(len);
+    let (fours, rest) = ids.as_chunks::<TABLES>();
+    for [a, b, c, d] in fours {
+        first[a.class(experts) as usize] += 1;
+        second[b.class(experts) as usize] += 1;
+        third[c.class(experts) as usize] += 1;
+        fourth[d.class(experts) as usize] += 1;
+    }
+    rest.iter().for_each(|id| first[id.class(experts) as usize] += 1);
+    for (((a, b), c), d) in first.iter_mut().zip(second).zip(third).zip(fourth) {
+        *a += *b + *c + *d;
     }
 }
 
@@ -213,7 +233,6 @@ fn count<I: Id>(ids: &[I], experts: u32, counts: &mut [u32]) {
 pub(super) struct Router<'a> {
     experts: u32,
     map: Option<&'a [i32]>,
-    local: u32,
 }
 
 impl Router<'_> {
@@ -226,10 +245,6 @@ impl Router<'_> {
             Some(map) => map.get(class as usize).map_or(u32::MAX, |&m| m as u32),
         }
     }
-    /// E_local.
-    pub(super) fn experts(&self) -> u32 {
-        self.local
-    }
 }
 
 /// Sums the classes of all parts into status and logical load, and gives each part's counts per local expert.
@@ -240,7 +255,7 @@ fn to_local(args: &PlanArgs<'_>, classes: &[u32], cursors: &mut [u32], parts: us
     }
     cursors.fill(0);
     for part in 0..parts {
-        let counts = &classes[part * (experts + 2)..][..experts + 2];
+        let counts = &classes[part * TABLES * (experts + 2)..][..experts + 2];
         let mine = &mut cursors[part * local..][..local];
         match args.expert_map {
             None => mine.copy_from_slice(&counts[..experts]),
@@ -336,7 +351,7 @@ fn fill(layout: Layout, out: &mut PlanOut<'_>) {
         return;
     }
     let m_indices = out.m_indices.as_mut().map(|m| atomic(m));
-    let source = &*atomic(out.source);
+    let source = atomic(out.source);
     super::parallel::for_ranges(0..source.len(), FILL, &|range| {
         let mut row = range.start;
         // The last expert that begins at or before this row; empty experts begin where the next one does.
@@ -391,7 +406,7 @@ fn cut_scratch(
     // SAFETY: every bit pattern is a `u64`.
     let (_, longs, _) = unsafe { scratch.align_to_mut::<u64>() };
     let ranks = by_weight.map_or(0, |routes| Ranks::words(routes, local));
-    let words = parts * (experts + 2) + parts * local + local;
+    let words = parts * TABLES * (experts + 2) + parts * local + local;
     assert!(longs.len() >= ranks + words.div_ceil(2), "the scratch is too small");
     let (ranks, longs) = longs.split_at_mut(ranks);
     // SAFETY: every bit pattern is a `u32`.

@@ -27,6 +27,7 @@ impl Tier {
     }
 
     /// All that this machine has.
+    #[cfg(test)]
     pub(crate) fn available() -> impl Iterator<Item = Tier> {
         [Some(Self::SCALAR), Self::avx2(), Self::avx512()].into_iter().flatten()
     }
