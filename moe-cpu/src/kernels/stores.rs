@@ -27,7 +27,8 @@ fn to_line(p: *const u8) -> usize {
 pub(crate) fn stream_from<S: Simd, E: Output>(dst: *const u8, len: usize, stream: bool) -> Option<usize> {
     let vector = S::LANES * E::SIZE;
     let bytes = (dst as usize).wrapping_neg() % vector;
-    (S::STREAMS && stream && bytes % E::SIZE == 0 && bytes / E::SIZE + S::LANES <= len).then_some(bytes / E::SIZE)
+    (S::STREAMS && stream && bytes.is_multiple_of(E::SIZE) && bytes / E::SIZE + S::LANES <= len)
+        .then_some(bytes / E::SIZE)
 }
 
 /// Copies `len` bytes.
