@@ -1,1 +1,154 @@
 //! The suite that a backend runs to show that it keeps the contracts of this crate.
+//!
+//! Every case is computed again by the plain functions of [`naive`] and compared, mostly bit for bit. Outputs are
+//! poisoned first and surrounded by canary words; a failure names its case, and the seed repeats it.
+//!
+//! A backend's tests take the whole suite, one `#[test]` per group:
+//!
+//! ```
+//! moe_core::conformance_suite!(moe_cpu::Cpu, "cpu");
+//! # fn main() {}
+//! ```
+//!
+//! or, with a tolerance, skips and limits, `conformance_suite!(Gpu, "gpu", options())`, where `options()` gives
+//! [`Options`]. A program that carries the suite to another machine calls [`run`] and prints the [`Report`].
+//!
+//! Quick runs cover every combination of two axes (dtypes, layouts, expert maps, sizes, distributions of ids, …); full
+//! ones (`MOE_FULL=1`, or `--full` for a program) every combination of three. Groups named `bug_NN_…` protect from a
+//! bug that users of other libraries really hit.
+
+mod axes;
+mod bugs;
+mod bugs_large;
+mod combine;
+mod combine_grad;
+mod compare;
+mod errors;
+mod errors_device;
+mod fused;
+mod gather;
+mod guarded;
+mod harness;
+pub mod naive;
+mod options;
+mod recorded;
+mod report;
+mod rng;
+mod route;
+mod values;
+
+pub use options::{Options, Tolerance};
+pub use recorded::{recorded_trace, recorded_vllm};
+pub use report::{Failure, GroupReport, Report};
+
+use crate::{DeviceSpec, PermuteBackend};
+use harness::Ctx;
+
+// `$d` carries a dollar sign into the macro that this one makes.
+macro_rules! groups {
+    ($d:tt $($module:ident :: $name:ident,)*) => {
+        /// The groups of the suite, in order.
+        pub const GROUPS: &[&str] = &[$(stringify!($name)),*];
+
+        fn find<B: PermuteBackend>(name: &str) -> Option<(&'static str, for<'a, 'b> fn(&'a mut Ctx<'b, B>))> {
+            match name {
+                $(stringify!($name) => Some((stringify!($name), $module::$name::<B>)),)*
+                _ => None,
+            }
+        }
+
+        /// Expands to one test for each group of the [conformance suite](crate::conformance): the backend's type, the
+        /// device as one writes it, and if wanted an expression that gives
+        /// [`Options`](crate::conformance::Options).
+        #[macro_export]
+        macro_rules! conformance_suite {
+            ($d B:ty, $d spec:expr) => {
+                $crate::conformance_suite!($d B, $d spec, $crate::conformance::Options::from_env());
+            };
+            ($d B:ty, $d spec:expr, $d options:expr) => {
+                $(
+                    #[test]
+                    fn $name() {
+                        $crate::conformance::expect_pass::<$d B>($d spec, stringify!($name), &$d options);
+                    }
+                )*
+            };
+        }
+    };
+}
+
+groups! { $
+    route::plan_arrays,
+    gather::gather_copies_bits,
+    gather::gather_with_weights,
+    gather::zero_tail_touches_the_tail_alone,
+    combine::combine_floats,
+    combine::combine_8_bit_floats,
+    combine_grad::combine_grad_both_outputs,
+    fused::permute_equals_build_then_gather,
+    fused::allocating_forms_equal_into_forms,
+    bugs_large::bug_01_row_offsets_past_32_bits,
+    bugs_large::bug_02_scale_offsets_past_32_bits,
+    bugs::bug_03_masked_ids_are_not_sorted_first,
+    bugs::bug_04_masked_ids_read_no_expert_map,
+    bugs::bug_05_all_ids_masked,
+    bugs::bug_08_unwritten_rows_are_not_summed,
+    bugs::bug_09_no_local_routes_still_give_all_tokens,
+    bugs::bug_10_no_tokens,
+    bugs::bug_11_sizes_that_are_no_multiple_of_a_block,
+    bugs::bug_12_expert_counts,
+    bugs_large::bug_13_more_rows_than_a_grid_dimension,
+    bugs_large::bug_14_repeats_are_bitwise_equal,
+    errors_device::bug_15_a_spec_without_index_is_its_device,
+    bugs_large::bug_17_one_workspace_serves_all_layers,
+    errors::bug_18_too_small_a_workspace_is_a_typed_error,
+    errors::bug_19_scales_shorter_than_the_rows,
+    bugs::bug_20_odd_widths_and_offsets,
+    bugs::bug_21_id_types,
+    combine_grad::bug_24_gradients_against_float64,
+    bugs_large::bug_25_all_routes_to_one_expert,
+    bugs_large::bug_26_a_million_routes,
+    errors::errors_of_plan_arguments,
+    errors::errors_of_gather_arguments,
+    errors::errors_of_combine_arguments,
+    errors::errors_of_combine_grad_arguments,
+    errors::errors_of_views_and_queues,
+    errors_device::errors_of_a_second_device,
+    errors_device::errors_of_a_second_stream,
+}
+
+/// Runs the whole suite on the device that a specification asks for.
+///
+/// # Panics
+/// If the specification cannot be read.
+pub fn run<B: PermuteBackend>(spec: &str, options: &Options) -> Report {
+    let groups = GROUPS.iter().map(|name| run_group::<B>(spec, name, options)).collect();
+    let device = crate::Dev::<B>::open(&parse(spec)).map_or_else(|_| spec.to_owned(), |dev| dev.id().to_string());
+    Report { device, seed: options.seed, full: options.full, groups }
+}
+
+/// Runs one group of [`GROUPS`].
+///
+/// # Panics
+/// If there is no such group or the specification cannot be read.
+pub fn run_group<B: PermuteBackend>(spec: &str, group: &str, options: &Options) -> GroupReport {
+    let (name, body) = find::<B>(group).unwrap_or_else(|| panic!("no conformance group is called {group}"));
+    if let Some((_, reason)) = options.skips.iter().find(|(skipped, _)| *skipped == name) {
+        return GroupReport { name, skipped: vec![(*reason).to_owned()], ..GroupReport::default() };
+    }
+    harness::run_group(name, &parse(spec), options, body)
+}
+
+/// Runs one group, prints what it did, and panics if it failed.
+///
+/// # Panics
+/// If a case failed.
+pub fn expect_pass<B: PermuteBackend>(spec: &str, group: &str, options: &Options) {
+    let report = run_group::<B>(spec, group, options);
+    println!("{report} (seed {})", options.seed);
+    assert!(report.failed == 0, "{report}\nrepeat with MOE_SEED={}", options.seed);
+}
+
+fn parse(spec: &str) -> DeviceSpec {
+    spec.parse().unwrap_or_else(|e| panic!("{e}"))
+}
