@@ -1,1 +1,136 @@
-//! moe-cuda
+//! The CUDA backend of the Mixture-of-Experts routing library.
+//!
+//! The kernels are PTX inside the crate: it builds on a machine without CUDA, needs NVIDIA's driver to run and nothing
+//! else, and says what is missing where it cannot. Operations are enqueued on a stream, the device's own or a caller's;
+//! none of them synchronises, allocates or reads back, so all can be [captured](Capture) in a CUDA graph. Results equal
+//! those of `moe-cpu` bit for bit.
+//!
+//! ```
+//! use moe_core::{Dev, Error, Limits, PlanSpec, RoutePlan, Routing, Workspace};
+//! use moe_cuda::Cuda;
+//!
+//! # fn main() -> moe_core::Result<()> {
+//! let device = match Dev::<Cuda>::open(&"cuda".parse()?) {
+//!     Err(Error::BackendUnavailable { reason, .. }) => {
+//!         println!("no CUDA here: {reason}");
+//!         return Ok(());
+//!     }
+//!     other => other?,
+//! };
+//! let mut queue = device.queue()?;
+//! let mut workspace = Workspace::new(&mut queue, Limits::new(2, 1, 2))?;
+//! let (ids, x) = (queue.upload(&[1, 0])?, queue.upload(&[1.0f32, 2.0, 3.0, 4.0])?);
+//! let routing = Routing::top_k(ids.view());
+//! let (_plan, rows) = RoutePlan::permute(&mut queue, &mut workspace, PlanSpec::new(2, 1, 2), routing, x.rows(2)?)?;
+//! assert_eq!(queue.download(rows.view())?, [3.0, 4.0, 1.0, 2.0]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Streams and memory of a caller
+//! [`CudaDevice::adopt`] takes a `CudaContext`, [`CudaDevice::adopt_stream`] a `CudaStream`, [`CudaDevice::lend`] and
+//! [`CudaDevice::lend_mut`] borrow a `CudaSlice` or a view of one, and [`CudaQueue::adopt_slice`] takes a slice until
+//! [`CudaBuffer::into_slice`] gives it back. Where cudarc tracks events, lent memory is ordered with other streams by
+//! them, each way; our own buffers are not: two queues that share one have to be ordered by their user. Freeing is
+//! always ordered: it waits for every stream that used the memory.
+
+mod abi;
+mod buffer;
+mod capture;
+mod combine;
+mod combine_grad;
+mod device;
+mod error;
+mod gather;
+mod health;
+mod launch;
+mod lend;
+mod memory;
+mod modules;
+mod plan;
+mod probe;
+mod ptx;
+mod queue;
+mod thresholds;
+
+pub use buffer::{CudaBuffer, CudaRegion, CudaRegionMut};
+pub use capture::{Capture, Captured, Recording};
+pub use cudarc;
+pub use device::CudaDevice;
+pub use error::CudaError;
+pub use lend::{Lend, LendMut};
+pub use ptx::SHA256SUMS;
+pub use queue::CudaQueue;
+
+use moe_core::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, RawRows, RawRowsMut, ZeroTailArgs};
+use moe_core::{Backend, Limits, PermuteBackend, Result};
+
+/// The CUDA backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Cuda;
+
+/// Shows that this crate made something; only it can make one.
+#[derive(Debug)]
+pub struct CudaMint(());
+
+impl Backend for Cuda {
+    const NAME: &'static str = "cuda";
+    type Mint = CudaMint;
+    type Device = CudaDevice;
+    type Buffer = CudaBuffer;
+    type Region<'a> = CudaRegion<'a>;
+    type RegionMut<'a> = CudaRegionMut<'a>;
+    type Queue<'q> = CudaQueue;
+
+    fn shorten<'long: 'short, 'short>(region: CudaRegion<'long>) -> CudaRegion<'short> {
+        region
+    }
+
+    fn shorten_mut<'long: 'short, 'short>(region: CudaRegionMut<'long>) -> CudaRegionMut<'short> {
+        region
+    }
+}
+
+// SAFETY: the kernels compare every id, map entry, slot and offset with its range before they use it as an address, and
+// the plan kernels write each array of a plan to its full length (kernels/ABI.md).
+unsafe impl PermuteBackend for Cuda {
+    fn scratch_bytes(queue: &CudaQueue, limits: &Limits) -> usize {
+        plan::scratch_bytes(queue, limits)
+    }
+
+    unsafe fn build(queue: &mut CudaQueue, plan: PlanMut<'_, Self>, args: BuildArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { plan::build(queue, plan, args) }
+    }
+
+    unsafe fn gather(queue: &mut CudaQueue, args: GatherArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { gather::gather(queue, args) }
+    }
+
+    unsafe fn combine(queue: &mut CudaQueue, args: CombineArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { combine::combine(queue, args) }
+    }
+
+    unsafe fn combine_grad(queue: &mut CudaQueue, args: CombineGradArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { combine_grad::combine_grad(queue, args) }
+    }
+
+    unsafe fn zero_tail(queue: &mut CudaQueue, args: ZeroTailArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { gather::zero_tail(queue, args) }
+    }
+
+    unsafe fn permute(
+        queue: &mut CudaQueue,
+        plan: PlanMut<'_, Self>,
+        args: BuildArgs<'_, Self>,
+        rows: RawRows<'_, Self>,
+        out: RawRowsMut<'_, Self>,
+    ) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { plan::permute(queue, plan, args, rows, out) }
+    }
+}

@@ -1,0 +1,264 @@
+//! The kernels' parameter blocks: `kernels/abi.cuh` in Rust. Pointers are device addresses, 0 is absent; strides and
+//! row lengths are in bytes.
+
+use moe_core::DType;
+
+/// Ids of type i32, u32, i64.
+pub(crate) const ID_I32: u32 = 0;
+pub(crate) const ID_U32: u32 = 1;
+pub(crate) const ID_I64: u32 = 2;
+
+pub(crate) const PACKED: u32 = 0;
+pub(crate) const ALIGNED: u32 = 1;
+pub(crate) const PADDED: u32 = 2;
+
+/// No dtype: weights that are not there.
+pub(crate) const NONE: u32 = 0;
+
+pub(crate) const NO_CAPACITY: u32 = u32::MAX;
+
+/// The kernels' number of a dtype that they compute with.
+pub(crate) fn dtype(dtype: DType) -> u32 {
+    match dtype {
+        DType::F32 => 1,
+        DType::F16 => 2,
+        DType::BF16 => 3,
+        DType::F8E4M3 => 4,
+        DType::F8E5M2 => 5,
+        // moe-core lets no other type come to a kernel that computes.
+        _ => NONE,
+    }
+}
+
+/// A parameter block that a kernel takes by value.
+///
+/// # Safety
+/// `#[repr(C)]`, without padding, of the size that `kernels/abi.cuh` asserts for the block of the same name.
+pub(crate) unsafe trait Params: Copy {}
+
+macro_rules! blocks {
+    ($($(#[$meta:meta])* $Name:ident: $size:literal { $($field:ident: $ty:ty,)* })*) => { $(
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default)]
+        pub(crate) struct $Name { $(pub(crate) $field: $ty,)* }
+        const _: () = assert!(size_of::<$Name>() == $size && align_of::<$Name>() == 8);
+        // Without padding: the fields fill the block.
+        const _: () = assert!(0 $(+ size_of::<$ty>())* == $size);
+        // SAFETY: `repr(C)`; size and padding are asserted above.
+        unsafe impl Params for $Name {}
+    )* };
+}
+
+blocks! {
+    /// A plan build.
+    PlanParams: 160 {
+        ids: u64,
+        expert_map: u64,
+        valid_tokens: u64,
+        keep: u64,
+        over_max_routes: u64,
+        source: u64,
+        slot: u64,
+        expert_offsets: u64,
+        tokens_per_expert: u64,
+        m_indices: u64,
+        status: u64,
+        logical_load: u64,
+        scratch: u64,
+        tokens: u32,
+        k: u32,
+        experts: u32,
+        local_experts: u32,
+        rows: u32,
+        id_dtype: u32,
+        layout: u32,
+        align: u32,
+        capacity: u32,
+        chunk_tokens: u32,
+        rank_warps: u32,
+        reserved0: u32,
+        reserved1: u64,
+    }
+
+    /// Rows to be copied.
+    RowsParams: 48 {
+        input: u64,
+        output: u64,
+        row_bytes: u64,
+        input_stride: u64,
+        output_stride: u64,
+        vec: u32,
+        splits: u32,
+    }
+
+    /// Plan and rows in one launch.
+    PermuteParams: 256 {
+        plan: PlanParams,
+        rows: [RowsParams; 2],
+    }
+
+    /// Rows by an existing plan.
+    GatherParams: 176 {
+        rows: [RowsParams; 2],
+        slot: u64,
+        expert_offsets: u64,
+        tokens_per_expert: u64,
+        weights: u64,
+        out_rows: u64,
+        tokens: u32,
+        k: u32,
+        local_experts: u32,
+        zero_padding: u32,
+        weight_dtype: u32,
+        dtype: u32,
+        hidden: u64,
+        reserved: u64,
+    }
+
+    /// Unpermute.
+    CombineParams: 136 {
+        rows: u64,
+        slot: u64,
+        weights: u64,
+        scales: u64,
+        initial: u64,
+        output: u64,
+        hidden: u64,
+        row_stride: u64,
+        scale_stride: u64,
+        initial_stride: u64,
+        output_stride: u64,
+        out_rows: u64,
+        tokens: u32,
+        k: u32,
+        y_dtype: u32,
+        x_dtype: u32,
+        weight_dtype: u32,
+        scale_block: u32,
+        splits: u32,
+        reserved0: u32,
+        reserved1: u64,
+    }
+
+    /// The backward of unpermute.
+    CombineGradParams: 160 {
+        grad: u64,
+        rows: u64,
+        weights: u64,
+        slot: u64,
+        expert_offsets: u64,
+        tokens_per_expert: u64,
+        grad_rows: u64,
+        grad_weights: u64,
+        hidden: u64,
+        grad_stride: u64,
+        row_stride: u64,
+        grad_row_stride: u64,
+        out_rows: u64,
+        tokens: u32,
+        k: u32,
+        x_dtype: u32,
+        y_dtype: u32,
+        dy_dtype: u32,
+        weight_dtype: u32,
+        dw_dtype: u32,
+        local_experts: u32,
+        zero_padding: u32,
+        reserved0: u32,
+        reserved1: u64,
+        reserved2: u64,
+    }
+
+    /// Zeroing the rows past the last expert offset.
+    ZeroTailParams: 48 {
+        output: u64,
+        row_bytes: u64,
+        output_stride: u64,
+        out_rows: u64,
+        expert_offsets: u64,
+        local_experts: u32,
+        vec: u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// The fields of each block in abi.cuh, in order, with their types: what `repr(C)` mirrors.
+    fn header_fields(name: &str) -> Vec<(String, String)> {
+        let header = include_str!("../kernels/abi.cuh");
+        let (_, rest) = header.split_once(&format!("struct {name} {{")).unwrap();
+        let (body, _) = rest.split_once("};").unwrap();
+        let lines = body.lines().filter_map(|line| line.split(';').next()).map(str::trim);
+        let fields = lines.filter(|line| !line.is_empty() && !line.starts_with("//"));
+        fields
+            .map(|line| {
+                let (ty, field) = line.trim_start_matches("struct ").split_once(' ').unwrap();
+                (ty.to_owned(), field.to_owned())
+            })
+            .collect()
+    }
+
+    /// The same from this file's own text.
+    fn rust_fields(name: &str) -> Vec<(String, String)> {
+        let (_, rest) = include_str!("abi.rs").split_once(&format!("    {name}: ")).unwrap();
+        let (_, rest) = rest.split_once("{\n").unwrap();
+        let (body, _) = rest.split_once('}').unwrap();
+        let fields = body.lines().map(|line| line.trim().trim_end_matches(',')).filter(|line| !line.is_empty());
+        fields
+            .map(|line| {
+                let (field, ty) = line.split_once(": ").unwrap();
+                match ty {
+                    "PlanParams" => ("MoePlanParams".into(), field.into()),
+                    "[RowsParams; 2]" => ("MoeRows".into(), format!("{field}[2]")),
+                    _ => (ty.into(), field.into()),
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn parameter_blocks_have_the_fields_of_the_header_in_its_order() {
+        for (c, rust) in [
+            ("MoePlanParams", "PlanParams"),
+            ("MoeRows", "RowsParams"),
+            ("MoePermuteParams", "PermuteParams"),
+            ("MoeGatherParams", "GatherParams"),
+            ("MoeCombineParams", "CombineParams"),
+            ("MoeCombineGradParams", "CombineGradParams"),
+            ("MoeZeroTailParams", "ZeroTailParams"),
+        ] {
+            let fields = header_fields(c);
+            assert!(fields.len() > 1, "{c} was not found");
+            assert_eq!(rust_fields(rust), fields, "{c}");
+        }
+    }
+
+    #[test]
+    fn constants_are_those_of_the_header() {
+        let header = include_str!("../kernels/abi.cuh");
+        let value = |name: &str| {
+            let line = header.lines().find_map(|l| l.strip_prefix(&format!("#define {name} "))).unwrap();
+            let text = line.trim().trim_end_matches('u');
+            text.strip_prefix("0x").map_or_else(|| text.parse().unwrap(), |hex| u32::from_str_radix(hex, 16).unwrap())
+        };
+        use super::*;
+        for (name, ours) in [
+            ("MOE_ID_I32", ID_I32),
+            ("MOE_ID_U32", ID_U32),
+            ("MOE_ID_I64", ID_I64),
+            ("MOE_PACKED", PACKED),
+            ("MOE_ALIGNED", ALIGNED),
+            ("MOE_PADDED", PADDED),
+            ("MOE_NONE", NONE),
+            ("MOE_NO_CAPACITY", NO_CAPACITY),
+            ("MOE_F32", dtype(DType::F32)),
+            ("MOE_F16", dtype(DType::F16)),
+            ("MOE_BF16", dtype(DType::BF16)),
+            ("MOE_E4M3", dtype(DType::F8E4M3)),
+            ("MOE_E5M2", dtype(DType::F8E5M2)),
+        ] {
+            assert_eq!(ours, value(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! A CUDA device: the primary context of a GPU, or of a MIG instance.
+
+use crate::health::Health;
+use crate::memory::Allocation;
+use crate::modules::Kernels;
+use crate::probe;
+use crate::{Cuda, CudaMint, CudaQueue};
+use cudarc::driver::sys::CUdevice_attribute;
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+use moe_core::identity::Registry;
+use moe_core::{Device, DeviceId, DeviceInfo, DeviceSpec, Error, Result};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+static DEVICES: Registry<CudaDevice> = Registry::new();
+
+/// An opened CUDA device. Its identity is the UUID that the driver gives the GPU, or the MIG instance.
+#[derive(Clone)]
+pub struct CudaDevice(Arc<Inner>);
+
+struct Inner {
+    id: DeviceId<Cuda>,
+    context: Arc<CudaContext>,
+    driver: i32,
+    health: Health,
+    kernels: OnceLock<Kernels>,
+    loading: Mutex<()>,
+    /// Never has work of its own: see [`CudaDevice::still`].
+    still: Arc<CudaStream>,
+    /// Memory that could not be freed while a stream that used it was capturing.
+    unfreed: Mutex<Vec<Allocation>>,
+}
+
+impl fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CudaDevice({}, {})", self.0.id, self.0.context.name().unwrap_or_default())
+    }
+}
+
+impl CudaDevice {
+    /// The device of a caller's context, so that the caller's streams and memory can be used here. Whether it was
+    /// opened or adopted before, it is the same device.
+    ///
+    /// # Errors
+    /// [`Error::BackendUnavailable`], or [`Error::Unsupported`] if the context is not the primary one of its device:
+    /// other contexts have memory of their own.
+    pub fn adopt(context: Arc<CudaContext>) -> Result<Self> {
+        let op = "adopt";
+        let driver = probe::driver()?;
+        if !context.is_primary() {
+            let reason = "the context is not the device's primary one: make it with CudaContext::new".into();
+            return Err(Error::Unsupported { op, backend: "cuda", reason });
+        }
+        Self::register(op, driver, context)
+    }
+
+    fn register(op: &'static str, driver: i32, context: Arc<CudaContext>) -> Result<Self> {
+        let fail = |error| crate::error::driver(op, error);
+        let uuid = context.uuid().map_err(fail)?;
+        let key = u128::from_be_bytes(uuid.bytes.map(|b| b as u8));
+        // One device for each key, so nothing ever counts as a second logical device of an ordinal.
+        DEVICES.get_or_open(
+            key,
+            |_| false,
+            |instance| {
+                let (major, minor) = context.compute_capability().map_err(fail)?;
+                if major < 8 {
+                    let name = context.name().unwrap_or_default();
+                    return Err(probe::unavailable(format!(
+                        "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer"
+                    )));
+                }
+                context.bind_to_thread().map_err(fail)?;
+                let raw = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(fail)?;
+                // SAFETY: the stream was just made in this context and is never destroyed. Wrapping it instead of
+                // `new_stream` keeps a caller's context in single-stream mode.
+                let still = unsafe { context.wrap_borrowed_stream(raw) };
+                let id = DeviceId::mint(CudaMint(()), context.ordinal() as u32, instance, key);
+                Ok(Self(Arc::new(Inner {
+                    id,
+                    context,
+                    driver,
+                    health: Health::default(),
+                    kernels: OnceLock::new(),
+                    loading: Mutex::new(()),
+                    still,
+                    unfreed: Mutex::new(Vec::new()),
+                })))
+            },
+        )
+    }
+
+    /// The device that a context belongs to, which may be another `Arc` of the same context.
+    pub(crate) fn of_context(op: &'static str, context: &Arc<CudaContext>) -> Result<Self> {
+        let uuid = context.uuid().map_err(|error| crate::error::driver(op, error))?;
+        let device = Self::adopt(Arc::clone(context))?;
+        debug_assert_eq!(device.0.id.key(), u128::from_be_bytes(uuid.bytes.map(|b| b as u8)));
+        Ok(device)
+    }
+
+    /// The context that it was opened with or adopted from.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.0.context
+    }
+
+    /// A queue on a caller's stream. Work of both lies on one stream, so nothing has to wait for anything.
+    ///
+    /// # Errors
+    /// [`Error::DeviceMismatch`] if the stream belongs to another device, [`Error::Unsupported`] for a stream of
+    /// another context or the per-thread default stream, which is a different stream on each thread, and
+    /// [`Error::BackendUnavailable`] if the driver does not take the kernels.
+    pub fn adopt_stream(&self, stream: Arc<CudaStream>) -> Result<CudaQueue> {
+        let op = "adopt_stream";
+        let of = Self::of_context(op, stream.context())?;
+        if of.id() != self.id() {
+            let (expected, got) = (self.id().erase(), of.id().erase());
+            return Err(Error::DeviceMismatch { op, arg: "stream", expected, got });
+        }
+        CudaQueue::new(self.clone(), stream)
+    }
+
+    /// A stream on which nothing ever runs. cudarc gives an address only with a stream that is to wait for the memory;
+    /// where only the address is asked for, this one waits.
+    pub(crate) fn still(&self) -> &CudaStream {
+        &self.0.still
+    }
+
+    pub(crate) fn health(&self) -> &Health {
+        &self.0.health
+    }
+
+    /// The kernels; loads them if nobody has.
+    pub(crate) fn kernels(&self) -> Result<&Kernels> {
+        if let Some(kernels) = self.0.kernels.get() {
+            return Ok(kernels);
+        }
+        let _one = self.0.loading.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if self.0.kernels.get().is_none() {
+            let kernels = Kernels::load(&self.0.context)?;
+            let _ = self.0.kernels.set(kernels);
+        }
+        Ok(self.0.kernels.get().expect("just set"))
+    }
+
+    pub(crate) fn error(&self, op: &'static str, error: DriverError) -> Error {
+        self.0.health.error(op, self.0.id.erase(), error, 0)
+    }
+
+    pub(crate) fn alloc_error(&self, op: &'static str, error: DriverError, bytes: usize) -> Error {
+        self.0.health.error(op, self.0.id.erase(), error, bytes)
+    }
+
+    pub(crate) fn unfreed(&self) -> MutexGuard<'_, Vec<Allocation>> {
+        self.0.unfreed.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+// SAFETY: the id is set once, from the UUID; memory of another GPU or another context has another id or is refused.
+unsafe impl Device for CudaDevice {
+    type Backend = Cuda;
+
+    fn open(spec: &DeviceSpec) -> Result<Self> {
+        let ordinal = spec.ordinal_for::<Cuda>()?;
+        let driver = probe::driver()?;
+        let found = probe::count()?;
+        if ordinal as usize >= found {
+            return Err(Error::NoSuchDevice { spec: spec.to_string(), backend: "cuda", found });
+        }
+        let context = CudaContext::new(ordinal as usize).map_err(|error| crate::error::driver("open", error))?;
+        Self::register("open", driver, context)
+    }
+
+    fn count() -> Result<usize> {
+        probe::count()
+    }
+
+    fn id(&self) -> DeviceId<Cuda> {
+        self.0.id
+    }
+
+    fn info(&self) -> DeviceInfo {
+        let context = &self.0.context;
+        let (major, minor) = context.compute_capability().unwrap_or_default();
+        let sms = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT).unwrap_or_default();
+        DeviceInfo {
+            name: context.name().unwrap_or_default(),
+            memory_bytes: context.total_mem().ok().map(|bytes| bytes as u64),
+            details: vec![
+                ("compute capability", format!("{major}.{minor}")),
+                ("multiprocessors", sms.to_string()),
+                ("driver", format!("CUDA {}", probe::version_text(self.0.driver))),
+                ("uuid", format!("{:032x}", self.0.id.key())),
+            ],
+        }
+    }
+
+    fn queue(&self) -> Result<CudaQueue> {
+        let stream = self.0.context.new_stream().map_err(|error| self.error("queue", error))?;
+        CudaQueue::new(self.clone(), stream)
+    }
+}

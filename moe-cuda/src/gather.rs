@@ -1,0 +1,115 @@
+//! Gather, and zeroing what it leaves alone.
+
+use crate::abi::{self, GatherParams, RowsParams, ZeroTailParams};
+use crate::launch::{Launch, Shape};
+use crate::plan::{PlanAddress, optional, plan_region};
+use crate::ptx::Kernel;
+use crate::thresholds::{gather_splits, tail_grid, with_padding};
+use crate::{Cuda, CudaQueue};
+use moe_core::Result;
+use moe_core::raw::{GatherArgs, RawRows, RawRowsMut, ZeroTailArgs};
+
+const BLOCK: u32 = 256;
+
+/// The largest power of two, at most 16, that divides all of them.
+pub(crate) fn common_vec(numbers: &[u64]) -> u32 {
+    let bits = numbers.iter().fold(16, |bits, n| bits | n);
+    1 << bits.trailing_zeros()
+}
+
+/// Rows to be moved between these addresses.
+pub(crate) fn rows_params(rows: &RawRows<'_, Cuda>, out: &RawRowsMut<'_, Cuda>, input: u64, output: u64) -> RowsParams {
+    let size = rows.dtype.size();
+    let (input_stride, output_stride) = ((rows.stride * size) as u64, (out.stride * size) as u64);
+    let vec = common_vec(&[input, output, input_stride, output_stride]);
+    RowsParams { input, output, row_bytes: (rows.cols * size) as u64, input_stride, output_stride, vec, splits: 1 }
+}
+
+/// # Safety
+/// The promises of `PermuteBackend`.
+pub(crate) unsafe fn gather(queue: &CudaQueue, mut args: GatherArgs<'_, Cuda>) -> Result<()> {
+    let shape = args.plan.arrays.shape;
+    let region = plan_region(&args.plan);
+    let mut launch = Launch::new(queue, "gather")?;
+    let plan = PlanAddress::of(&args.plan, launch.read(&region)?);
+    let input = launch.read(&args.rows.region)?;
+    let mut moved = rows_params(&args.rows, &args.out, input, 0);
+    moved.output = launch.write(&mut args.out.region)?;
+    moved.vec = common_vec(&[moved.input, moved.output, moved.input_stride, moved.output_stride]);
+    moved.splits = gather_splits(shape.num_tokens, moved.row_bytes as usize, moved.vec, launch.multiprocessors());
+    let kernel = match (&args.weights, moved.vec) {
+        (Some(_), _) => Kernel::GatherWeighted,
+        (None, 16) => Kernel::GatherV16,
+        (None, _) => Kernel::GatherAny,
+    };
+    let blocks = shape.num_tokens * moved.splits as usize;
+    let grid = with_padding(blocks, plan.has_padding(), shape.num_local_experts);
+    if grid == 0 {
+        return Ok(());
+    }
+    let params = GatherParams {
+        rows: [moved, RowsParams { vec: 1, splits: 1, ..RowsParams::default() }],
+        slot: plan.slot(),
+        expert_offsets: plan.expert_offsets(),
+        tokens_per_expert: plan.tokens_per_expert(),
+        weights: optional(&mut launch, args.weights.as_ref())?,
+        out_rows: shape.rows as u64,
+        tokens: shape.num_tokens as u32,
+        k: shape.top_k as u32,
+        local_experts: shape.num_local_experts as u32,
+        zero_padding: plan.has_padding().into(),
+        weight_dtype: args.weights.as_ref().map_or(abi::NONE, |weights| abi::dtype(weights.dtype)),
+        dtype: abi::dtype(args.rows.dtype),
+        hidden: args.rows.cols as u64,
+        reserved: 0,
+    };
+    // SAFETY: the gather kernels take `GatherParams`; addresses are from this launch; shapes and strides are those that
+    // moe-core checked, and `vec` divides addresses and strides.
+    unsafe { launch.launch(kernel, Shape { grid, block: BLOCK, shared: 0, cooperative: false }, params) }
+}
+
+/// # Safety
+/// The promises of `PermuteBackend`.
+pub(crate) unsafe fn zero_tail(queue: &CudaQueue, mut args: ZeroTailArgs<'_, Cuda>) -> Result<()> {
+    let shape = args.plan.arrays.shape;
+    if shape.rows == 0 {
+        return Ok(());
+    }
+    let region = plan_region(&args.plan);
+    let mut launch = Launch::new(queue, "zero_tail")?;
+    let plan = PlanAddress::of(&args.plan, launch.read(&region)?);
+    let size = args.rows.dtype.size();
+    let output_stride = (args.rows.stride * size) as u64;
+    let row_bytes = (args.rows.cols * size) as u64;
+    let output = launch.write(&mut args.rows.region)?;
+    let params = ZeroTailParams {
+        output,
+        row_bytes,
+        output_stride,
+        out_rows: shape.rows as u64,
+        expert_offsets: plan.expert_offsets(),
+        local_experts: shape.num_local_experts as u32,
+        vec: common_vec(&[output, output_stride]),
+    };
+    let grid = tail_grid(shape.rows, launch.multiprocessors());
+    // SAFETY: the kernel takes `ZeroTailParams`; addresses are from this launch; the rows are `[R, H]` as checked.
+    unsafe { launch.launch(Kernel::ZeroTail, Shape { grid, block: BLOCK, shared: 0, cooperative: false }, params) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_are_never_wider_than_any_address_or_stride_allows() {
+        for (numbers, vec) in [
+            (&[0x1000, 0x2000, 14_336, 14_336][..], 16),
+            (&[0x1000, 0x2008, 14_336, 14_336], 8),
+            (&[0x1000, 0x2000, 14_336, 2_050], 2),
+            (&[0x1001, 0x2000, 16, 16], 1),
+            (&[0x1000, 0x2000, 0, 4], 4),
+        ] {
+            assert_eq!(common_vec(numbers), vec, "{numbers:x?}");
+        }
+    }
+}

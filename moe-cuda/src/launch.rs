@@ -1,0 +1,155 @@
+//! Enqueuing work: the one place where kernels are launched.
+//!
+//! An operation takes the addresses of its regions from a [`Launch`], which orders the work with what other streams do
+//! to that memory, launches its kernels, and drops the `Launch`, which tells the other streams in turn.
+
+use crate::CudaQueue;
+use crate::abi::Params;
+use crate::buffer::{CudaRegion, CudaRegionMut, Memory, MemoryMut};
+use crate::capture::is_capturing;
+use crate::ptx::Kernel;
+use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop, result};
+use moe_core::{Error, Result};
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// The shape of a launch: one-dimensional blocks in a one-dimensional grid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) grid: u32,
+    pub(crate) block: u32,
+    /// Bytes of dynamic shared memory.
+    pub(crate) shared: u32,
+    /// Whether all blocks must run at once, because they wait for each other.
+    pub(crate) cooperative: bool,
+}
+
+/// An operation that is being enqueued.
+pub(crate) struct Launch<'r> {
+    queue: &'r CudaQueue,
+    op: &'static str,
+    /// The queue's stream is being captured by somebody else than us: events of outside must not be waited for.
+    foreign_capture: Option<bool>,
+    /// cudarc's guards: each records an event when it is dropped, after the launches.
+    guards: Vec<SyncOnDrop<'r>>,
+    /// Streams of lent memory that cudarc does not order: they wait for this one afterwards.
+    joined: Vec<Arc<CudaStream>>,
+}
+
+impl<'r> Launch<'r> {
+    /// Makes the queue's context current on this thread, whatever was, and refuses where the device is lost.
+    pub(crate) fn new(queue: &'r CudaQueue, op: &'static str) -> Result<Self> {
+        let device = queue.device();
+        device.health().check(op, queue.erased_id())?;
+        if queue.recorder.as_ref().is_some_and(|recorder| recorder.has_ended()) {
+            let reason = "the queue was forked from a capture, which has ended".into();
+            return Err(Error::Unsupported { op, backend: "cuda", reason });
+        }
+        let context = queue.stream().context();
+        context.bind_to_thread().map_err(|error| device.error(op, error))?;
+        Ok(Self { queue, op, foreign_capture: None, guards: Vec::new(), joined: Vec::new() })
+    }
+
+    /// The address of a region that the operation reads.
+    pub(crate) fn read(&mut self, region: &'r CudaRegion<'_>) -> Result<u64> {
+        match &region.memory {
+            Memory::Owned(memory) => self.queue.uses(memory),
+            Memory::Captured(capture) => self.expect_capture(*capture)?,
+            Memory::Lent(view) => {
+                if self.order(view.stream())? {
+                    let (_, guard) = view.device_ptr(self.queue.stream());
+                    self.guards.push(guard);
+                }
+            }
+        }
+        Ok(region.ptr)
+    }
+
+    /// The address of a region that the operation writes.
+    pub(crate) fn write(&mut self, region: &'r mut CudaRegionMut<'_>) -> Result<u64> {
+        match &mut region.memory {
+            MemoryMut::Owned(memory) => self.queue.uses(memory),
+            MemoryMut::Captured(capture) => self.expect_capture(*capture)?,
+            MemoryMut::Lent(view) => {
+                let own = Arc::clone(view.stream());
+                if self.order(&own)? {
+                    let (_, guard) = view.device_ptr_mut(self.queue.stream());
+                    self.guards.push(guard);
+                }
+            }
+        }
+        Ok(region.ptr)
+    }
+
+    /// Launches a kernel.
+    ///
+    /// # Safety
+    /// `params` is the block that this kernel takes. Its addresses come from this launch's `read` and `write`, or are 0
+    /// where `kernels/ABI.md` lets them be absent, and its numbers describe the memory behind them, as moe-core
+    /// checked them.
+    pub(crate) unsafe fn launch<P: Params>(&mut self, kernel: Kernel, shape: Shape, params: P) -> Result<()> {
+        let queue = self.queue;
+        let function = queue.kernels().function(kernel);
+        let (grid, block) = ((shape.grid, 1, 1), (shape.block, 1, 1));
+        let stream = queue.stream().cu_stream();
+        let mut params = params;
+        let mut pointers = [(&raw mut params).cast::<c_void>()];
+        let done = if shape.cooperative {
+            // SAFETY: the function is of a module of this context that is never unloaded; the driver copies the one
+            // parameter, a block of the size the kernel declares, before it returns; the rest is the caller's promise.
+            unsafe { result::launch_cooperative_kernel(function, grid, block, shape.shared, stream, &mut pointers) }
+        } else {
+            // SAFETY: as above.
+            unsafe { result::launch_kernel(function, grid, block, shape.shared, stream, &mut pointers) }
+        };
+        done.map_err(|error| queue.device().error(self.op, error))?;
+        queue.enqueued(self.op);
+        Ok(())
+    }
+
+    /// Multiprocessors of the device.
+    pub(crate) fn multiprocessors(&self) -> u32 {
+        self.queue.kernels().multiprocessors
+    }
+
+    /// Orders this queue's stream after what `own` has done to memory that is lent, where cudarc would not. Gives
+    /// whether cudarc's events are to be used. In a capture of ours lent memory is refused: the graph could outlive it.
+    fn order(&mut self, own: &Arc<CudaStream>) -> Result<bool> {
+        let stream = self.queue.stream();
+        if self.queue.capture_number().is_some() {
+            let reason = "memory that is lent outside of the capture: lend it with Recording::lend".into();
+            return Err(Error::Unsupported { op: self.op, backend: "cuda", reason });
+        }
+        if *self.foreign_capture.get_or_insert_with(|| is_capturing(stream)) {
+            return Ok(false);
+        }
+        if needs_join(own, stream) {
+            stream.join(own).map_err(|error| self.queue.device().error(self.op, error))?;
+            self.joined.push(Arc::clone(own));
+        }
+        Ok(true)
+    }
+
+    fn expect_capture(&self, capture: u64) -> Result<()> {
+        if self.queue.capture_number() == Some(capture) {
+            return Ok(());
+        }
+        let reason = "memory that was lent to a capture is used outside of it".into();
+        Err(Error::Unsupported { op: self.op, backend: "cuda", reason })
+    }
+}
+
+/// Whether two streams need ordering that cudarc does not give: it tracks events, but does not know of a second stream.
+pub(crate) fn needs_join(own: &CudaStream, other: &CudaStream) -> bool {
+    let context = own.context();
+    own.cu_stream() != other.cu_stream() && context.is_event_tracking() && !context.is_in_multi_stream_mode()
+}
+
+impl Drop for Launch<'_> {
+    fn drop(&mut self) {
+        self.guards.clear();
+        for own in self.joined.drain(..) {
+            own.context().record_err(own.join(self.queue.stream()));
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Building a plan, alone or together with its gather.
+
+use crate::abi::{self, PermuteParams, PlanParams, RowsParams};
+use crate::buffer::CudaRegion;
+use crate::gather;
+use crate::launch::Launch;
+use crate::thresholds::{self, PlanCut, PlanSize};
+use crate::{Cuda, CudaQueue};
+use moe_core::raw::{BuildArgs, GatherArgs, PlanArrays, PlanMut, PlanRef, RawRows, RawRowsMut, RawView, Section};
+use moe_core::{Buffer, Capacity, DType, Error, Layout, Limits, Region, Result};
+
+pub(crate) fn scratch_bytes(queue: &CudaQueue, limits: &Limits) -> usize {
+    thresholds::scratch_bytes(limits.max_routes, limits.max_experts, queue.kernels().multiprocessors)
+}
+
+/// Where the arrays of a plan are.
+#[derive(Clone, Copy)]
+pub(crate) struct PlanAddress<'a> {
+    base: u64,
+    pub(crate) arrays: &'a PlanArrays,
+}
+
+impl<'a> PlanAddress<'a> {
+    pub(crate) fn of(plan: &PlanRef<'a, Cuda>, base: u64) -> Self {
+        Self { base, arrays: plan.arrays }
+    }
+
+    fn at(&self, section: Section) -> u64 {
+        self.base + section.offset as u64
+    }
+
+    pub(crate) fn slot(&self) -> u64 {
+        self.at(self.arrays.slot)
+    }
+
+    pub(crate) fn expert_offsets(&self) -> u64 {
+        self.at(self.arrays.expert_offsets)
+    }
+
+    pub(crate) fn tokens_per_expert(&self) -> u64 {
+        self.at(self.arrays.tokens_per_expert)
+    }
+
+    /// Whether there can be rows between experts, which a gather zeroes.
+    pub(crate) fn has_padding(&self) -> bool {
+        !matches!(self.arrays.shape.layout, Layout::Packed)
+    }
+}
+
+/// The address of a view that may be absent.
+pub(crate) fn optional<'r>(launch: &mut Launch<'r>, view: Option<&'r RawView<'_, Cuda>>) -> Result<u64> {
+    view.map_or(Ok(0), |view| launch.read(&view.region))
+}
+
+fn params<'r>(
+    launch: &mut Launch<'r>,
+    op: &'static str,
+    arrays: &PlanArrays,
+    buffer: &'r mut crate::CudaRegionMut<'_>,
+    args: &'r mut BuildArgs<'_, Cuda>,
+) -> Result<PlanParams> {
+    let shape = &arrays.shape;
+    let (layout, align) = match shape.layout {
+        Layout::Packed => (abi::PACKED, 1),
+        Layout::Aligned(n) => (abi::ALIGNED, n),
+        Layout::Padded(c) => (abi::PADDED, c),
+        other => return Err(unsupported(op, format!("the layout {other:?}"))),
+    };
+    let capacity = match shape.capacity {
+        None => abi::NO_CAPACITY,
+        Some(Capacity::ByRoute(c)) => c as u32,
+        Some(other) => return Err(unsupported(op, format!("the capacity {other:?}"))),
+    };
+    let id_dtype = match args.ids.dtype {
+        DType::U32 => abi::ID_U32,
+        DType::I64 => abi::ID_I64,
+        _ => abi::ID_I32,
+    };
+    let base = launch.write(buffer)?;
+    let at = |section: Section| base + section.offset as u64;
+    Ok(PlanParams {
+        ids: launch.read(&args.ids.region)?,
+        expert_map: optional(launch, args.expert_map.as_ref())?,
+        valid_tokens: optional(launch, args.valid_tokens.as_ref())?,
+        source: at(arrays.source),
+        slot: at(arrays.slot),
+        expert_offsets: at(arrays.expert_offsets),
+        tokens_per_expert: at(arrays.tokens_per_expert),
+        m_indices: arrays.m_indices.map_or(0, at),
+        status: at(arrays.status),
+        logical_load: arrays.logical_load.map_or(0, at),
+        scratch: launch.write(&mut args.scratch)?,
+        tokens: shape.num_tokens as u32,
+        k: shape.top_k as u32,
+        experts: shape.num_experts as u32,
+        local_experts: shape.num_local_experts as u32,
+        rows: shape.rows as u32,
+        id_dtype,
+        layout,
+        align: align as u32,
+        capacity,
+        ..PlanParams::default()
+    })
+}
+
+fn unsupported(op: &'static str, what: String) -> Error {
+    Error::Unsupported { op, backend: "cuda", reason: format!("there is no kernel for {what}") }
+}
+
+fn size(arrays: &PlanArrays) -> PlanSize {
+    let shape = &arrays.shape;
+    PlanSize {
+        tokens: shape.num_tokens,
+        top_k: shape.top_k,
+        experts: shape.num_experts,
+        local_experts: shape.num_local_experts,
+    }
+}
+
+/// The kernels keep a counter for each expert in shared memory.
+fn check_experts(op: &'static str, queue: &CudaQueue, cut: &PlanCut, arrays: &PlanArrays) -> Result<()> {
+    let most = queue.kernels().shared_memory;
+    if cut.shape.shared as usize <= most {
+        return Ok(());
+    }
+    let experts = arrays.shape.num_experts;
+    let reason = format!("{experts} experts take {} bytes of shared memory, a block has {most}", cut.shape.shared);
+    Err(Error::Unsupported { op, backend: "cuda", reason })
+}
+
+/// # Safety
+/// The promises of `PermuteBackend`.
+pub(crate) unsafe fn build(queue: &CudaQueue, plan: PlanMut<'_, Cuda>, mut args: BuildArgs<'_, Cuda>) -> Result<()> {
+    let (op, arrays) = ("build", plan.arrays);
+    let cut = size(arrays).plan(queue.kernels().multiprocessors);
+    check_experts(op, queue, &cut, arrays)?;
+    let mut region = plan.buffer.region_mut();
+    let mut launch = Launch::new(queue, op)?;
+    let mut params = params(&mut launch, op, arrays, &mut region, &mut args)?;
+    (params.chunk_tokens, params.rank_warps) = (cut.chunk_tokens, cut.rank_warps);
+    // SAFETY: a plan kernel takes `PlanParams`; addresses are from this launch; sizes are those that moe-core checked.
+    unsafe { launch.launch(cut.kernel, cut.shape, params) }
+}
+
+/// # Safety
+/// The promises of `PermuteBackend`.
+pub(crate) unsafe fn permute(
+    queue: &CudaQueue,
+    mut plan: PlanMut<'_, Cuda>,
+    mut args: BuildArgs<'_, Cuda>,
+    rows: RawRows<'_, Cuda>,
+    mut out: RawRowsMut<'_, Cuda>,
+) -> Result<()> {
+    let (op, arrays) = ("permute", plan.arrays);
+    let multiprocessors = queue.kernels().multiprocessors;
+    let (input, output) = (rows.region.span().start, out.region.span().start);
+    let mut moved = gather::rows_params(&rows, &out, input, output);
+    if moved.vec != 16 || arrays.shape.num_tokens == 0 {
+        // SAFETY: the caller's promises are passed on as they are.
+        unsafe { build(queue, plan.reborrow(), args) }?;
+        let args = GatherArgs { plan: plan.as_ref(), rows: rows.shorten(), weights: None, out: out.shorten() };
+        // SAFETY: likewise; the plan is the one that was just built.
+        return unsafe { gather::gather(queue, args) };
+    }
+    let (cut, splits) = size(arrays).permute(multiprocessors, moved.row_bytes as usize);
+    check_experts(op, queue, &cut, arrays)?;
+    let mut region = plan.buffer.region_mut();
+    let mut launch = Launch::new(queue, op)?;
+    let mut plan = params(&mut launch, op, arrays, &mut region, &mut args)?;
+    (plan.chunk_tokens, plan.rank_warps) = (cut.chunk_tokens, cut.rank_warps);
+    moved.input = launch.read(&rows.region)?;
+    moved.output = launch.write(&mut out.region)?;
+    moved.splits = splits;
+    let params = PermuteParams { plan, rows: [moved, RowsParams { vec: 1, splits: 1, ..RowsParams::default() }] };
+    // SAFETY: a permute kernel takes `PermuteParams`; addresses are from this launch; sizes are those that moe-core
+    // checked, and `vec` divides addresses and strides.
+    unsafe { launch.launch(cut.kernel, cut.shape, params) }
+}
+
+/// The region of a plan that is read.
+pub(crate) fn plan_region<'a>(plan: &PlanRef<'a, Cuda>) -> CudaRegion<'a> {
+    plan.buffer.region()
+}

@@ -1,0 +1,160 @@
+//! The kernels: their PTX, and the entry points in it.
+
+/// A file of kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Source {
+    pub(crate) name: &'static str,
+    /// For compute capability 8.0 and up.
+    pub(crate) sm80: &'static str,
+}
+
+macro_rules! sources {
+    ($($NAME:ident = $name:literal;)*) => {
+        $(const $NAME: Source = Source { name: $name, sm80: include_str!(concat!("../ptx/", $name, ".sm80.ptx")) };)*
+        /// All files.
+        pub(crate) const SOURCES: &[Source] = &[$($NAME),*];
+    };
+}
+
+sources! {
+    PLAN = "plan";
+    PERMUTE = "permute";
+    GATHER = "gather";
+    COMBINE = "combine";
+    COMBINE_GRAD = "combine_grad";
+    TAIL = "tail";
+}
+
+macro_rules! kernels {
+    ($($Kernel:ident = $name:literal in $source:ident,)*) => {
+        /// A kernel.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Kernel { $($Kernel,)* }
+
+        impl Kernel {
+            pub(crate) const ALL: &[Kernel] = &[$(Kernel::$Kernel,)*];
+
+            /// Its entry point.
+            pub(crate) fn name(self) -> &'static str {
+                match self { $(Kernel::$Kernel => $name,)* }
+            }
+
+            /// The file that it is in.
+            pub(crate) fn source(self) -> Source {
+                match self { $(Kernel::$Kernel => $source,)* }
+            }
+        }
+    };
+}
+
+kernels! {
+    PlanSmall = "moe_plan_small" in PLAN,
+    PlanGrid = "moe_plan_grid" in PLAN,
+    PermuteSmall = "moe_permute_small" in PERMUTE,
+    PermuteGrid = "moe_permute_grid" in PERMUTE,
+    GatherV16 = "moe_gather_v16" in GATHER,
+    GatherAny = "moe_gather_any" in GATHER,
+    GatherWeighted = "moe_gather_weighted" in GATHER,
+    CombineAny = "moe_combine_any" in COMBINE,
+    CombineF32F32 = "moe_combine_f32_f32" in COMBINE,
+    CombineF16F16 = "moe_combine_f16_f16" in COMBINE,
+    CombineF16F32 = "moe_combine_f16_f32" in COMBINE,
+    CombineBf16Bf16 = "moe_combine_bf16_bf16" in COMBINE,
+    CombineBf16F32 = "moe_combine_bf16_f32" in COMBINE,
+    CombineE4m3F32 = "moe_combine_e4m3_f32" in COMBINE,
+    CombineE4m3F16 = "moe_combine_e4m3_f16" in COMBINE,
+    CombineE4m3Bf16 = "moe_combine_e4m3_bf16" in COMBINE,
+    CombineE5m2F32 = "moe_combine_e5m2_f32" in COMBINE,
+    CombineE5m2F16 = "moe_combine_e5m2_f16" in COMBINE,
+    CombineE5m2Bf16 = "moe_combine_e5m2_bf16" in COMBINE,
+    CombineGradF32 = "moe_combine_grad_f32" in COMBINE_GRAD,
+    CombineGradF16 = "moe_combine_grad_f16" in COMBINE_GRAD,
+    CombineGradBf16 = "moe_combine_grad_bf16" in COMBINE_GRAD,
+    CombineGradAny = "moe_combine_grad_any" in COMBINE_GRAD,
+    ZeroTail = "moe_zero_tail" in TAIL,
+}
+
+impl Kernel {
+    /// Whether it takes more dynamic shared memory than every GPU gives without asking.
+    pub(crate) fn wants_shared_memory(self) -> bool {
+        matches!(self, Kernel::PlanSmall | Kernel::PlanGrid | Kernel::PermuteSmall | Kernel::PermuteGrid)
+    }
+}
+
+/// The SHA-256 of every PTX file and of the sources it was compiled from, as `sha256sum` writes them: what figures that
+/// were measured with these kernels are filed under.
+pub const SHA256SUMS: &str = include_str!("../ptx/SHA256SUMS");
+
+/// The newest PTX ISA that the kernels ask for.
+pub(crate) fn isa() -> (u32, u32) {
+    SOURCES.iter().filter_map(|source| version(source.sm80)).max().unwrap_or((0, 0))
+}
+
+/// The `.version` of a PTX text.
+fn version(ptx: &str) -> Option<(u32, u32)> {
+    let line = ptx.lines().find_map(|line| line.strip_prefix(".version "))?;
+    let (major, minor) = line.trim().split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest, Sha256};
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    fn entries(ptx: &str) -> BTreeSet<&str> {
+        let names = ptx.lines().filter_map(|line| line.strip_prefix(".visible .entry "));
+        names.map(|rest| rest.split('(').next().unwrap()).collect()
+    }
+
+    #[test]
+    fn every_kernel_named_here_is_an_entry_point_of_its_file() {
+        for kernel in Kernel::ALL {
+            assert!(entries(kernel.source().sm80).contains(kernel.name()), "{kernel:?}");
+        }
+    }
+
+    /// `moe_fill_words` is for benchmarks, which load it themselves.
+    #[test]
+    fn every_entry_point_is_named_here() {
+        let ours: BTreeSet<&str> = Kernel::ALL.iter().map(|k| k.name()).chain(["moe_fill_words"]).collect();
+        let theirs: BTreeSet<&str> = SOURCES.iter().flat_map(|source| entries(source.sm80)).collect();
+        assert_eq!(ours, theirs);
+    }
+
+    #[test]
+    fn every_file_names_its_isa_and_base_target() {
+        for source in SOURCES {
+            assert!(version(source.sm80).is_some(), "{}", source.name);
+            assert!(source.sm80.lines().any(|line| line == ".target sm_80"), "{}", source.name);
+        }
+    }
+
+    /// PTX that was not compiled from the sources beside it.
+    #[test]
+    fn the_ptx_belongs_to_these_sources() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        if !root.join("kernels").exists() {
+            println!("skipped: the sources are not on this machine");
+            return;
+        }
+        let mut listed = BTreeSet::new();
+        for line in SHA256SUMS.lines() {
+            let (sum, path) = line.split_once("  ").unwrap();
+            let digest = Sha256::digest(std::fs::read(root.join(path)).unwrap());
+            let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(hex, sum, "{path}: run `cargo xtask ptx`");
+            listed.insert(path.to_owned());
+        }
+        for (folder, endings) in [("kernels", &["cu", "cuh"][..]), ("ptx", &["ptx"])] {
+            for entry in std::fs::read_dir(root.join(folder)).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                if endings.iter().any(|e| name.rsplit('.').next() == Some(e)) {
+                    assert!(listed.contains(&format!("{folder}/{name}")), "{folder}/{name} is not in SHA256SUMS");
+                }
+            }
+        }
+    }
+}

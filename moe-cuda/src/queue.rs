@@ -1,0 +1,211 @@
+//! A CUDA stream that operations are enqueued on.
+
+use crate::buffer::{CudaBuffer, CudaRegion, CudaRegionMut};
+use crate::capture::{Recorder, is_capturing};
+use crate::launch::Launch;
+use crate::memory::Allocation;
+use crate::modules::Kernels;
+use crate::{Cuda, CudaDevice};
+use cudarc::driver::{CudaStream, DriverError, result, sys};
+use moe_core::{AnyDeviceId, CommandQueue, Device, DeviceId, Error, Result};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A stream: the device's own, or a caller's. Operations are enqueued in order and run whatever context is current on
+/// the calling thread.
+pub struct CudaQueue {
+    device: CudaDevice,
+    stream: Arc<CudaStream>,
+    /// Its number in the device's record of what can have failed.
+    number: u64,
+    /// Whether something was enqueued that was not seen to succeed.
+    pending: AtomicBool,
+    /// The capture that this queue records into.
+    pub(crate) recorder: Option<Arc<Recorder>>,
+}
+
+impl CudaQueue {
+    /// Loads the kernels, so that no operation does.
+    pub(crate) fn new(device: CudaDevice, stream: Arc<CudaStream>) -> Result<Self> {
+        if stream.cu_stream() as usize == PER_THREAD {
+            let reason = "the per-thread default stream is a different stream on each thread: use a stream of your own";
+            return Err(Error::Unsupported { op: "adopt_stream", backend: "cuda", reason: reason.into() });
+        }
+        device.kernels()?;
+        let number = device.health().new_queue();
+        Ok(Self { device, stream, number, pending: AtomicBool::new(false), recorder: None })
+    }
+
+    /// The device it feeds.
+    pub fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    pub(crate) fn erased_id(&self) -> AnyDeviceId {
+        self.device.id().erase()
+    }
+
+    pub(crate) fn kernels(&self) -> &Kernels {
+        self.device.kernels().expect("loaded when the queue was made")
+    }
+
+    /// Notes that an allocation is used by what comes next.
+    pub(crate) fn uses(&self, memory: &Arc<Allocation>) {
+        match &self.recorder {
+            None => memory.used_on(&self.stream),
+            Some(recorder) => recorder.keep(memory),
+        }
+    }
+
+    /// Notes that an operation was enqueued, and so can fail from now on.
+    pub(crate) fn enqueued(&self, op: &'static str) {
+        if self.recorder.is_none() && !self.pending.swap(true, Ordering::Relaxed) {
+            self.device.health().enqueued(self.number, op);
+        }
+    }
+
+    fn succeeded(&self) {
+        if self.pending.swap(false, Ordering::Relaxed) {
+            self.device.health().succeeded(self.number);
+        }
+    }
+
+    pub(crate) fn capture_number(&self) -> Option<u64> {
+        self.recorder.as_ref().map(|recorder| recorder.number())
+    }
+
+    /// What a graph must not hold: allocations, transfers to or from the host, waiting.
+    pub(crate) fn not_capturing(&self, op: &'static str) -> Result<()> {
+        if self.recorder.is_none() {
+            return Ok(());
+        }
+        let reason = "not while a graph is captured: allocate, copy and wait before or after".into();
+        Err(Error::Unsupported { op, backend: "cuda", reason })
+    }
+
+    fn error(&self, op: &'static str, error: DriverError) -> Error {
+        self.device.error(op, error)
+    }
+}
+
+/// `CU_STREAM_LEGACY` and `CU_STREAM_PER_THREAD` as handles.
+const LEGACY: usize = 1;
+const PER_THREAD: usize = 2;
+
+impl Drop for CudaQueue {
+    fn drop(&mut self) {
+        // Its work may be running still: the record stays unless it is known to be done.
+        if self.recorder.is_none() && *self.pending.get_mut() && !is_capturing(&self.stream) {
+            // SAFETY: the stream is alive.
+            if unsafe { sys::cuStreamQuery(self.stream.cu_stream()) } == sys::CUresult::CUDA_SUCCESS {
+                self.succeeded();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for CudaQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CudaQueue({}, stream {:#x})", self.device.id(), self.stream_key())
+    }
+}
+
+// SAFETY: the id is the device's, whose context the stream was checked to belong to. The key is the stream's handle,
+// which is unique among the context's living streams (and the stream lives as long as this queue, and as long as memory
+// that was allocated on it); the per-thread stream, one handle for several streams, is refused. `Allocation::zeroed`
+// gives the length asked for. Both copies are followed by waiting for the stream.
+unsafe impl CommandQueue for CudaQueue {
+    type Backend = Cuda;
+
+    fn device_id(&self) -> DeviceId<Cuda> {
+        self.device.id()
+    }
+
+    fn stream_key(&self) -> u64 {
+        match self.stream.cu_stream() as usize {
+            LEGACY => 0,
+            handle => handle as u64,
+        }
+    }
+
+    fn alloc_zeroed(&mut self, bytes: usize) -> Result<CudaBuffer> {
+        self.not_capturing("alloc_zeroed")?;
+        self.device.health().check("alloc_zeroed", self.erased_id())?;
+        Ok(CudaBuffer::new(Allocation::zeroed(&self.device, &self.stream, bytes)?))
+    }
+
+    fn upload(&mut self, src: &[u8], mut dst: CudaRegionMut<'_>) -> Result<()> {
+        let op = "upload";
+        self.not_capturing(op)?;
+        let mut launch = Launch::new(self, op)?;
+        let ptr = launch.write(&mut dst)?;
+        // SAFETY: the destination is as long as the source (the caller checked) and stays until the stream is done,
+        // because it is waited for below.
+        let done = unsafe { result::memcpy_htod_async(ptr, src, self.stream.cu_stream()) };
+        drop(launch);
+        done.map_err(|error| self.error(op, error))?;
+        self.enqueued(op);
+        // Page-locked memory is read after the call returns, so only waiting makes sure that it has been read.
+        self.synchronize()
+    }
+
+    fn download(&mut self, src: CudaRegion<'_>, dst: &mut [u8]) -> Result<()> {
+        let op = "download";
+        self.not_capturing(op)?;
+        let mut launch = Launch::new(self, op)?;
+        let ptr = launch.read(&src)?;
+        // SAFETY: the source is as long as the destination (the caller checked), which is not looked at before the
+        // stream was waited for.
+        let done = unsafe { result::memcpy_dtoh_async(dst, ptr, self.stream.cu_stream()) };
+        drop(launch);
+        // Also after an error: a part may be on its way into `dst`.
+        let waited = self.synchronize();
+        done.map_err(|error| self.error(op, error))?;
+        waited
+    }
+
+    fn fill(&mut self, mut dst: CudaRegionMut<'_>, byte: u8) -> Result<()> {
+        let op = "fill";
+        let len = dst.len;
+        let mut launch = Launch::new(self, op)?;
+        let ptr = launch.write(&mut dst)?;
+        // SAFETY: the region has `len` bytes from `ptr` on and is borrowed mutably.
+        let done = unsafe { result::memset_d8_async(ptr, byte, len, self.stream.cu_stream()) };
+        done.map_err(|error| self.error(op, error))?;
+        self.enqueued(op);
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let op = "check";
+        self.device.health().check(op, self.erased_id())?;
+        if self.recorder.is_some() || is_capturing(&self.stream) {
+            return Ok(()); // asking would break the capture; nothing runs
+        }
+        self.stream.context().bind_to_thread().map_err(|error| self.error(op, error))?;
+        // SAFETY: the stream is alive.
+        match unsafe { sys::cuStreamQuery(self.stream.cu_stream()) } {
+            sys::CUresult::CUDA_SUCCESS => {
+                self.succeeded();
+                Ok(())
+            }
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(()),
+            error => Err(self.error(op, DriverError(error))),
+        }
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        let op = "synchronize";
+        self.not_capturing(op)?;
+        self.device.health().check(op, self.erased_id())?;
+        self.stream.synchronize().map_err(|error| self.error(op, error))?;
+        self.succeeded();
+        Ok(())
+    }
+}
