@@ -77,8 +77,8 @@ blocks! {
         capacity: u32,
         chunk_tokens: u32,
         rank_warps: u32,
-        reserved0: u32,
-        reserved1: u64,
+        share: u32,
+        order: u64,
     }
 
     /// Rows to be copied.
@@ -113,7 +113,7 @@ blocks! {
         weight_dtype: u32,
         dtype: u32,
         hidden: u64,
-        reserved: u64,
+        order: u64,
     }
 
     /// Unpermute.

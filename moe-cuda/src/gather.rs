@@ -61,7 +61,7 @@ pub(crate) unsafe fn gather(queue: &CudaQueue, mut args: GatherArgs<'_, Cuda>) -
         weight_dtype: args.weights.as_ref().map_or(abi::NONE, |weights| abi::dtype(weights.dtype)),
         dtype: abi::dtype(args.rows.dtype),
         hidden: args.rows.cols as u64,
-        reserved: 0,
+        order: 0,
     };
     // SAFETY: the gather kernels take `GatherParams`; addresses are from this launch; shapes and strides are those that
     // moe-core checked, and `vec` divides addresses and strides.

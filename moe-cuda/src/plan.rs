@@ -99,6 +99,7 @@ fn params<'r>(
         layout,
         align: align as u32,
         capacity,
+        share: 1,
         ..PlanParams::default()
     })
 }
