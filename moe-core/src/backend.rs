@@ -5,8 +5,9 @@
 //! contract is written there. What lies *in* ids and index arrays is on the device and is never trusted.
 #![allow(unsafe_code)]
 
+use crate::oracle::{Capabilities, Knob, Path, TuningTable, Wish};
 use crate::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, RawRows, RawRowsMut, ZeroTailArgs};
-use crate::{DeviceId, DeviceSpec, Limits, Result};
+use crate::{DeviceId, DeviceSpec, Error, Limits, Result};
 use std::fmt::Debug;
 use std::ops::Range;
 
@@ -80,6 +81,34 @@ pub unsafe trait Device: Clone + Debug + Send + Sync + 'static {
     /// # Errors
     /// What the driver says.
     fn queue(&self) -> Result<<Self::Backend as Backend>::Queue<'static>>;
+
+    /// What it can do, and how fast it is expected to be; for the choice at set-up. The default claims everything.
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
+    /// What can be tuned on it, each with its built-in value and the values that are worth measuring.
+    fn knobs(&self) -> &'static [Knob] {
+        &[]
+    }
+
+    /// Takes measured values, from the section of a table that bears this backend's and device's names; keys that the
+    /// section lacks get their built-in values. Results keep their bits.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if there is nothing to tune, [`Error::InvalidArgument`] for a key or a value that does
+    /// not exist; nothing has changed then.
+    fn tune(&self, table: &TuningTable) -> Result<()> {
+        let _ = table;
+        let reason = "it has no knobs".into();
+        Err(Error::Unsupported { op: "tune", backend: Self::Backend::NAME, reason })
+    }
+
+    /// Which of its kernels a wish would run, and why.
+    fn paths(&self, wish: &Wish) -> Vec<Path> {
+        let _ = wish;
+        Vec::new()
+    }
 }
 
 /// Owned memory on a device. Frees on drop and keeps its device alive. No `Clone`: cloning can fail.

@@ -27,12 +27,14 @@
 //! compared with what it resolved to; see [`identity`].
 #![deny(unsafe_code)]
 
+pub mod any;
 pub mod backend;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod dtype;
 pub mod eplb;
 pub mod identity;
+pub mod oracle;
 pub mod raw;
 pub mod tag;
 
@@ -45,6 +47,7 @@ mod plan;
 mod queue;
 mod workspace;
 
+pub use any::{BackendVisitor, DeviceVisitor};
 pub use backend::{Backend, Buffer, CommandQueue, Device, DeviceInfo, PermuteBackend, Region, Span};
 pub use buffer::{Buf, Rows, RowsMut, View, ViewMut};
 pub use device::Dev;
