@@ -1,7 +1,7 @@
 //! Building a plan, and reading one.
 
 use crate::buffer::{typed, typed_mut};
-use crate::kernels::{self, Ids, Placement, PlanArgs, PlanOut, Rows, RowsMut, Weights};
+use crate::kernels::{self, Copies, Ids, Placement, PlanArgs, PlanOut, Rows, RowsMut, Weights};
 use crate::{Cpu, CpuQueue};
 use moe_core::raw::{BuildArgs, PlanMut, PlanRef, RawRows, RawRowsMut, RawView, Section};
 use moe_core::{Capacity, DType, Layout, Limits};
@@ -9,7 +9,7 @@ use moe_core::{Capacity, DType, Layout, Limits};
 pub(crate) fn scratch_bytes(queue: &CpuQueue, limits: &Limits) -> usize {
     let Limits { max_routes, max_experts, .. } = *limits;
     let threads = queue.device().num_threads();
-    kernels::plan_scratch_bytes(max_routes, max_experts, max_experts, threads, false)
+    kernels::plan_scratch_bytes(max_routes, max_experts, max_experts, max_experts, threads, false)
 }
 
 pub(crate) fn build(queue: &CpuQueue, plan: PlanMut<'_, Cpu>, args: BuildArgs<'_, Cpu>) {
@@ -24,6 +24,12 @@ pub(crate) fn build(queue: &CpuQueue, plan: PlanMut<'_, Cpu>, args: BuildArgs<'_
         ids,
         top_k: shape.top_k,
         experts: shape.num_experts,
+        copies: args.replicas.as_ref().map(|replicas| Copies {
+            log2phy: typed(replicas.log2phy.region.0),
+            logcnt: typed(replicas.logcnt.region.0),
+            width: replicas.width,
+            physical_experts: shape.num_physical_experts,
+        }),
         expert_map: args.expert_map.as_ref().map(|map| typed(map.region.0)),
         local_experts: shape.num_local_experts,
         layout: match shape.layout {

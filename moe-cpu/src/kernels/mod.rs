@@ -17,10 +17,13 @@
 
 mod combine;
 mod copy;
+mod count;
 mod elem;
 mod gather;
 mod grad;
 mod parallel;
+mod place;
+mod route;
 mod rows;
 mod simd;
 #[cfg(target_arch = "x86_64")]
@@ -39,5 +42,5 @@ pub(crate) use elem::Elem;
 pub(crate) use gather::{Gather, gather, zero_rows};
 pub(crate) use grad::{CombineGrad, combine_grad};
 pub(crate) use rows::{Placement, Rows, RowsMut, Weights, WeightsMut};
-pub(crate) use sort::{Capacity, Ids, Layout, PlanArgs, PlanOut, plan, plan_scratch_bytes};
+pub(crate) use sort::{Capacity, Copies, Ids, Layout, PlanArgs, PlanOut, plan, plan_scratch_bytes};
 pub(crate) use tier::Tier;

@@ -7,9 +7,11 @@
 //! Shapes: ids and slot [T, K], source and m_indices [R], expert_offsets [E_local + 1], tokens_per_expert [E_local],
 //! logical_load [E]. Every output is written to its full length; -1 marks what is not placed, padding and the tail.
 
+use super::count::{count, offsets, table_words, to_local};
+use super::place::{LINE_WORDS, Line, Part, atomic, by_line, fill, place, place_by_line};
+use super::route::{Id, Physical, Replicated, Router, Single};
 use super::rows::Weights;
 use super::weights_order::{self, Ranks};
-use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 /// Expert ids, compared before they are narrowed. -1, and the largest `u32`, mean "masked".
 #[derive(Clone, Copy)]
@@ -40,6 +42,20 @@ pub(crate) enum Capacity<'a> {
     ByWeight(usize, Weights<'a>),
 }
 
+/// The copies of each expert: the k-th route of token t to expert e goes to physical expert
+/// `log2phy[e, (t + k) mod logcnt[e]]`. A count outside 1..=width or an entry outside 0..P makes the route invalid.
+#[derive(Clone, Copy)]
+pub(crate) struct Copies<'a> {
+    /// [E, width].
+    pub(crate) log2phy: &'a [i32],
+    /// [E].
+    pub(crate) logcnt: &'a [i32],
+    /// The most copies of an expert.
+    pub(crate) width: usize,
+    /// P.
+    pub(crate) physical_experts: usize,
+}
+
 /// Arguments of [`plan`].
 #[derive(Clone, Copy)]
 pub(crate) struct PlanArgs<'a> {
@@ -49,9 +65,11 @@ pub(crate) struct PlanArgs<'a> {
     pub(crate) top_k: usize,
     /// E.
     pub(crate) experts: usize,
-    /// [E]: the local index, -1 for "not local"; anything else is invalid.
+    /// The copies of experts; without them P = E, and each expert is its own physical expert.
+    pub(crate) copies: Option<Copies<'a>>,
+    /// [P]: the local index, -1 for "not local"; anything else is invalid.
     pub(crate) expert_map: Option<&'a [i32]>,
-    /// E_local; equals E without a map.
+    /// E_local; equals P without a map.
     pub(crate) local_experts: usize,
     /// Layout of the rows.
     pub(crate) layout: Layout,
@@ -59,6 +77,13 @@ pub(crate) struct PlanArgs<'a> {
     pub(crate) capacity: Option<Capacity<'a>>,
     /// Tokens from this one on are not routed and counted nowhere.
     pub(crate) valid_tokens: Option<i32>,
+}
+
+impl PlanArgs<'_> {
+    /// P.
+    pub(super) fn physical_experts(&self) -> usize {
+        self.copies.map_or(self.experts, |copies| copies.physical_experts)
+    }
 }
 
 /// Outputs of [`plan`].
@@ -76,54 +101,35 @@ pub(crate) struct PlanOut<'a> {
 
 /// Routes that are worth a task of their own.
 const PART: usize = 8192;
-/// Rows that a task fills after the routes are placed.
-const FILL: usize = 1 << 15;
 
 /// Into how many parts `routes` are cut.
 fn parts_for(routes: usize, threads: usize) -> usize {
     (routes / PART).clamp(1, threads.max(1))
 }
 
-/// Bytes of scratch that [`plan`] needs, for any number of routes up to `max_routes` in pools of up to `threads`.
-/// `by_weight` where the capacity goes by weight.
+/// Words of scratch that a part takes: its tables, its cursors, and what placing by line needs.
+fn part_words(experts: usize, physical: usize, local: usize) -> usize {
+    table_words(experts, physical) + (2 + LINE_WORDS) * local
+}
+
+/// Bytes of scratch that [`plan`] needs, for any number of routes up to `max_routes` in pools of up to `threads`, and
+/// any numbers of experts up to these. `by_weight` where the capacity goes by weight.
 pub(crate) fn plan_scratch_bytes(
     max_routes: usize,
     experts: usize,
+    physical_experts: usize,
     local_experts: usize,
     threads: usize,
     by_weight: bool,
 ) -> usize {
     let parts = parts_for(max_routes, threads);
-    let words = parts * TABLES * (experts + 2) + parts * local_experts + local_experts;
+    let words = parts * part_words(experts, physical_experts, local_experts) + local_experts;
     let ranks = if by_weight { Ranks::words(max_routes, local_experts) } else { 0 };
-    words * 4 + ranks * 8 + 16
+    words * 4 + ranks * 8 + SLACK
 }
 
-/// An id type: classes 0..experts are experts, `experts` is masked, `experts + 1` invalid.
-pub(super) trait Id: Copy + Sync {
-    fn class(self, experts: u32) -> u32;
-}
-
-impl Id for i32 {
-    #[inline(always)]
-    fn class(self, experts: u32) -> u32 {
-        if (self as u32) < experts { self as u32 } else { experts + u32::from(self != -1) }
-    }
-}
-
-impl Id for u32 {
-    #[inline(always)]
-    fn class(self, experts: u32) -> u32 {
-        if self < experts { self } else { experts + u32::from(self != u32::MAX) }
-    }
-}
-
-impl Id for i64 {
-    #[inline(always)]
-    fn class(self, experts: u32) -> u32 {
-        if (self as u64) < u64::from(experts) { self as u32 } else { experts + u32::from(self != -1) }
-    }
-}
+/// Bytes of scratch that its alignment may cost.
+const SLACK: usize = 128;
 
 /// Builds the index arrays.
 ///
@@ -132,15 +138,28 @@ impl Id for i64 {
 /// pool.
 pub(crate) fn plan(args: &PlanArgs<'_>, out: &mut PlanOut<'_>, scratch: &mut [u8]) {
     match args.ids {
-        Ids::I32(ids) => build(args, ids, out, scratch),
-        Ids::U32(ids) => build(args, ids, out, scratch),
-        Ids::I64(ids) => build(args, ids, out, scratch),
+        Ids::I32(ids) => route(args, ids, out, scratch),
+        Ids::U32(ids) => route(args, ids, out, scratch),
+        Ids::I64(ids) => route(args, ids, out, scratch),
     }
 }
 
-fn build<I: Id>(args: &PlanArgs<'_>, ids: &[I], out: &mut PlanOut<'_>, scratch: &mut [u8]) {
-    let (experts, local) = (args.experts, args.local_experts);
+fn route<I: Id>(args: &PlanArgs<'_>, ids: &[I], out: &mut PlanOut<'_>, scratch: &mut [u8]) {
     assert!(args.top_k > 0 && ids.len().is_multiple_of(args.top_k), "ids must be [T, K]");
+    let (experts, physical) = (args.experts as u32, args.physical_experts() as u32);
+    match args.copies {
+        None => build(args, ids, Single { experts }, out, scratch),
+        Some(copies) => {
+            assert!(copies.log2phy.len() == args.experts * copies.width, "log2phy must be [E, width]");
+            assert!(copies.logcnt.len() == args.experts, "logcnt must be [E]");
+            let top_k = args.top_k;
+            build(args, ids, Replicated { experts, physical, top_k, copies }, out, scratch);
+        }
+    }
+}
+
+fn build<I: Id, P: Physical>(args: &PlanArgs<'_>, ids: &[I], physical: P, out: &mut PlanOut<'_>, scratch: &mut [u8]) {
+    let (experts, local) = (args.experts, args.local_experts);
     assert!(out.slot.len() == ids.len(), "slot must be [T, K]");
     assert!(out.expert_offsets.len() == local + 1, "expert_offsets must be [E_local + 1]");
     assert!(out.tokens_per_expert.len() == local, "tokens_per_expert must be [E_local]");
@@ -148,8 +167,8 @@ fn build<I: Id>(args: &PlanArgs<'_>, ids: &[I], out: &mut PlanOut<'_>, scratch: 
     assert!(out.logical_load.as_ref().is_none_or(|l| l.len() == experts), "logical_load must be [E]");
     assert!(out.status.len() == 5, "status must hold five counters");
     match args.expert_map {
-        Some(map) => assert!(map.len() == experts, "expert_map must be [E]"),
-        None => assert!(local == experts, "without a map all experts are local"),
+        Some(map) => assert!(map.len() == args.physical_experts(), "expert_map must be [P]"),
+        None => assert!(local == args.physical_experts(), "without a map all experts are local"),
     }
     let tokens = ids.len() / args.top_k;
     let valid = args.valid_tokens.map_or(tokens, |v| usize::try_from(v).unwrap_or(0).min(tokens));
@@ -158,24 +177,25 @@ fn build<I: Id>(args: &PlanArgs<'_>, ids: &[I], out: &mut PlanOut<'_>, scratch: 
 
     let parts = parts_for(ids.len(), rayon::current_num_threads());
     let len = ids.len().div_ceil(parts).max(1);
+    let range = |part: usize| (part * len).min(ids.len())..((part + 1) * len).min(ids.len());
     let by_weight = matches!(args.capacity, Some(Capacity::ByWeight(..)));
-    let (words, ranks) = cut_scratch(scratch, parts, experts, local, by_weight.then_some(ids.len()));
-    let (classes, words) = words.split_at_mut(parts * TABLES * (experts + 2));
-    let (cursors, limits) = words.split_at_mut(parts * local);
+    let Scratch { tables, cursors, limits, begins, lines, ranks } =
+        cut_scratch(scratch, parts, args, by_weight.then_some(ids.len()));
 
-    each(classes, TABLES * (experts + 2), &|part, counts| {
-        let range = (part * len).min(ids.len())..((part + 1) * len).min(ids.len());
-        count(&ids[range], experts as u32, counts);
+    let classes = args.physical_experts() + 2;
+    each(tables, table_words(experts, classes - 2), &|part, tables| {
+        let range = range(part);
+        count(&ids[range.clone()], range.start, &physical, experts, classes, tables);
     });
     out.status.fill(0);
-    to_local(args, classes, cursors, parts, out);
+    to_local(args, tables, cursors, parts, out);
     let capacity = match (args.capacity, args.layout) {
         (Some(Capacity::ByRoute(c) | Capacity::ByWeight(c, _)), Layout::Padded(p)) => c.min(p),
         (Some(Capacity::ByRoute(c) | Capacity::ByWeight(c, _)), _) => c,
         (None, Layout::Padded(p)) => p,
         (None, _) => usize::MAX,
     };
-    let router = Router { experts: experts as u32, map: args.expert_map };
+    let router = Router { physical, map: args.expert_map };
     let mut best = None;
     if let (Some(Capacity::ByWeight(_, weights)), Some(ranks)) = (args.capacity, ranks)
         && let Some((cutoffs, dropped)) = weights_order::cutoffs(ids, &router, weights, capacity, cursors, len, ranks)
@@ -183,196 +203,32 @@ fn build<I: Id>(args: &PlanArgs<'_>, ids: &[I], out: &mut PlanOut<'_>, scratch: 
         out.status[3] = dropped as u32;
         best = Some((cutoffs, weights));
     }
-    offsets(args.layout, capacity, cursors, limits, parts, out);
+    let over = offsets(args.layout, capacity, cursors, limits, parts, out);
+    out.status[3] += over as u32;
 
     let rows = atomic(out.source);
     let slots = &atomic(out.slot)[..ids.len()];
+    let part_of = |part: usize| {
+        let range = range(part);
+        Part { first: range.start, rows, slots: &slots[range.clone()], ids: &ids[range] }
+    };
     let limits = &*limits;
-    each(cursors, local, &|part, cursors| {
-        let range = (part * len).min(ids.len())..((part + 1) * len).min(ids.len());
-        let (first, slots, ids) = (range.start, &slots[range.clone()], &ids[range]);
-        match best {
-            Some((cutoffs, weights)) => place(ids, first, &router, cursors, limits, rows, slots, |e, route| {
+    match best {
+        None if over == 0 && by_line(len, local) => {
+            each3(cursors, begins, lines, local, &|part, cursors, begins, lines| {
+                place_by_line(&part_of(part), &router, cursors, begins, lines);
+            });
+        }
+        None => each(cursors, local, &|part, cursors| {
+            place(&part_of(part), &router, cursors, limits, |_, _| true);
+        }),
+        Some((cutoffs, weights)) => each(cursors, local, &|part, cursors| {
+            place(&part_of(part), &router, cursors, limits, |e, route| {
                 weights_order::key(weights.get(route), route) <= cutoffs[e]
-            }),
-            None => place(ids, first, &router, cursors, limits, rows, slots, |_, _| true),
-        }
-    });
+            });
+        }),
+    }
     fill(args.layout, out);
-}
-
-/// Tables that a part counts in: neighbouring routes of one expert then do not wait for each other's store.
-const TABLES: usize = 4;
-
-/// Counts routes per class, into the first of the tables.
-fn count<I: Id>(ids: &[I], experts: u32, tables: &mut [u32]) {
-    let len = experts as usize + 2;
-    let (first, others) = tables.split_at_mut(len);
-    first.fill(0);
-    if ids.len() < PART / 2 {
-        ids.iter().for_each(|id| first[id.class(experts) as usize] += 1);
-        return;
-    }
-    others.fill(0);
-    let (second, others) = others.split_at_mut(len);
-    let (third, fourth) = others.split_at_mut(len);
-    let (fours, rest) = ids.as_chunks::<TABLES>();
-    for [a, b, c, d] in fours {
-        first[a.class(experts) as usize] += 1;
-        second[b.class(experts) as usize] += 1;
-        third[c.class(experts) as usize] += 1;
-        fourth[d.class(experts) as usize] += 1;
-    }
-    rest.iter().for_each(|id| first[id.class(experts) as usize] += 1);
-    for (((a, b), c), d) in first.iter_mut().zip(second).zip(third).zip(fourth) {
-        *a += *b + *c + *d;
-    }
-}
-
-/// From an id to a local expert.
-pub(super) struct Router<'a> {
-    experts: u32,
-    map: Option<&'a [i32]>,
-}
-
-impl Router<'_> {
-    /// The local expert, or something not below E_local.
-    #[inline(always)]
-    pub(super) fn local<I: Id>(&self, id: I) -> u32 {
-        let class = id.class(self.experts);
-        match self.map {
-            None => class,
-            Some(map) => map.get(class as usize).map_or(u32::MAX, |&m| m as u32),
-        }
-    }
-}
-
-/// Sums the classes of all parts into status and logical load, and gives each part's counts per local expert.
-fn to_local(args: &PlanArgs<'_>, classes: &[u32], cursors: &mut [u32], parts: usize, out: &mut PlanOut<'_>) {
-    let (experts, local) = (args.experts, args.local_experts);
-    if let Some(load) = &mut out.logical_load {
-        load.fill(0);
-    }
-    cursors.fill(0);
-    for part in 0..parts {
-        let counts = &classes[part * TABLES * (experts + 2)..][..experts + 2];
-        let mine = &mut cursors[part * local..][..local];
-        match args.expert_map {
-            None => mine.copy_from_slice(&counts[..experts]),
-            Some(map) => {
-                for (&to, &n) in map.iter().zip(counts) {
-                    match mine.get_mut(to as u32 as usize) {
-                        Some(count) => *count += n,
-                        None => out.status[if to == -1 { 2 } else { 1 }] += n,
-                    }
-                }
-            }
-        }
-        if let Some(load) = &mut out.logical_load {
-            load.iter_mut().zip(counts).for_each(|(load, &n)| *load += n as i32);
-        }
-        out.status[0] += counts[experts];
-        out.status[1] += counts[experts + 1];
-    }
-}
-
-/// Turns each part's counts into the row at which its routes of each expert begin, and gives each expert's end.
-fn offsets(
-    layout: Layout,
-    capacity: usize,
-    cursors: &mut [u32],
-    limits: &mut [u32],
-    parts: usize,
-    out: &mut PlanOut<'_>,
-) {
-    let local = limits.len();
-    let mut start = 0usize;
-    let mut over = 0usize;
-    for e in 0..local {
-        out.expert_offsets[e] = start as i32;
-        let mut next = start;
-        for part in 0..parts {
-            let cursor = &mut cursors[part * local + e];
-            let n = *cursor as usize;
-            *cursor = next as u32;
-            next += n;
-        }
-        let placed = (next - start).min(capacity);
-        over += next - start - placed;
-        limits[e] = (start + placed) as u32;
-        out.tokens_per_expert[e] = placed as i32;
-        start += match layout {
-            Layout::Packed => placed,
-            Layout::Aligned(n) => placed.next_multiple_of(n.max(1)),
-            Layout::Padded(c) => c,
-        };
-    }
-    out.expert_offsets[local] = start as i32;
-    assert!(start <= out.source.len(), "R is too small for the placed routes");
-    out.status[3] += over as u32;
-}
-
-/// Places the routes of a part, in order, at the cursors of their experts.
-#[allow(clippy::too_many_arguments)]
-#[inline(always)]
-fn place<I: Id>(
-    ids: &[I],
-    first: usize,
-    router: &Router<'_>,
-    cursors: &mut [u32],
-    limits: &[u32],
-    rows: &[AtomicI32],
-    slots: &[AtomicI32],
-    keep: impl Fn(usize, usize) -> bool,
-) {
-    for (i, (&id, slot)) in ids.iter().zip(slots).enumerate() {
-        let e = router.local(id) as usize;
-        let mut to = -1;
-        if let Some(cursor) = cursors.get_mut(e)
-            && keep(e, first + i)
-        {
-            let row = *cursor;
-            *cursor = row + 1;
-            if row < limits[e] {
-                to = row as i32;
-                rows[row as usize].store((first + i) as i32, Relaxed);
-            }
-        }
-        slot.store(to, Relaxed);
-    }
-}
-
-/// Writes -1 to the source of padding rows and the tail, and `m_indices`.
-fn fill(layout: Layout, out: &mut PlanOut<'_>) {
-    let (offsets, counts) = (&*out.expert_offsets, &*out.tokens_per_expert);
-    let used = offsets.last().map_or(0, |&u| u as usize);
-    if layout == Layout::Packed && out.m_indices.is_none() {
-        out.source[used..].fill(-1);
-        return;
-    }
-    let m_indices = out.m_indices.as_mut().map(|m| atomic(m));
-    let source = atomic(out.source);
-    super::parallel::for_ranges(0..source.len(), FILL, &|range| {
-        let mut row = range.start;
-        // The last expert that begins at or before this row; empty experts begin where the next one does.
-        let mut e = offsets[..counts.len()].partition_point(|&o| o as usize <= row).saturating_sub(1);
-        while row < range.end {
-            while e < counts.len() && offsets[e + 1] as usize <= row {
-                e += 1;
-            }
-            let (placed, end) = match counts.get(e) {
-                Some(&n) => (offsets[e] as usize + n as usize, offsets[e + 1] as usize),
-                None => (row, range.end),
-            };
-            let (placed, end) = (placed.clamp(row, range.end), end.min(range.end));
-            if let Some(m) = &m_indices {
-                m[row..placed].iter().for_each(|m| m.store(e as i32, Relaxed));
-                m[placed..end].iter().for_each(|m| m.store(-1, Relaxed));
-            }
-            source[placed..end].iter().for_each(|s| s.store(-1, Relaxed));
-            row = end;
-        }
-    });
 }
 
 /// Calls `f` with each part's table, in parallel where there are several.
@@ -388,28 +244,72 @@ pub(super) fn each(tables: &mut [u32], len: usize, f: &(impl Fn(usize, &mut [u32
     if len == 0 { f(0, tables) } else { go(0, tables, len, f) }
 }
 
-/// A slice that tasks share, to write single elements of.
-pub(super) fn atomic(slice: &mut [i32]) -> &[AtomicI32] {
-    // SAFETY: `AtomicI32` has the size, the alignment (on targets with 32-bit atomics) and the representation of
-    // `i32`, and the slice is borrowed mutably for the life of the result.
-    unsafe { &*(std::ptr::from_mut(slice) as *const [AtomicI32]) }
+/// As [`each`], with two more tables of `local` entries for each part.
+fn each3(
+    cursors: &mut [u32],
+    begins: &mut [u32],
+    lines: &mut [Line],
+    local: usize,
+    f: &(impl Fn(usize, &mut [u32], &mut [u32], &mut [Line]) + Sync),
+) {
+    fn go(
+        first: usize,
+        tables: (&mut [u32], &mut [u32], &mut [Line]),
+        local: usize,
+        f: &(impl Fn(usize, &mut [u32], &mut [u32], &mut [Line]) + Sync),
+    ) {
+        let parts = tables.0.len() / local;
+        if parts <= 1 {
+            return f(first, tables.0, tables.1, tables.2);
+        }
+        let at = parts / 2 * local;
+        let (a, b) = (tables.0.split_at_mut(at), tables.1.split_at_mut(at));
+        let c = tables.2.split_at_mut(at);
+        rayon::join(|| go(first, (a.0, b.0, c.0), local, f), || go(first + parts / 2, (a.1, b.1, c.1), local, f));
+    }
+    go(0, (cursors, begins, lines), local.max(1), f);
 }
 
-/// Cuts scratch into words, for the tables, and what ordering by weight needs.
-fn cut_scratch(
-    scratch: &mut [u8],
-    parts: usize,
-    experts: usize,
-    local: usize,
-    by_weight: Option<usize>,
-) -> (&mut [u32], Option<Ranks<'_>>) {
-    // SAFETY: every bit pattern is a `u64`.
-    let (_, longs, _) = unsafe { scratch.align_to_mut::<u64>() };
+/// Scratch of a plan.
+struct Scratch<'a> {
+    /// By part: what it counts in.
+    tables: &'a mut [u32],
+    /// By part and local expert: the next row.
+    cursors: &'a mut [u32],
+    /// By local expert: where its rows end.
+    limits: &'a mut [u32],
+    /// By part and local expert: the first row.
+    begins: &'a mut [u32],
+    /// By part and local expert: the line that is being filled.
+    lines: &'a mut [Line],
+    /// For capacity by weight.
+    ranks: Option<Ranks<'a>>,
+}
+
+/// Cuts scratch.
+fn cut_scratch<'a>(scratch: &'a mut [u8], parts: usize, args: &PlanArgs<'_>, by_weight: Option<usize>) -> Scratch<'a> {
+    let (local, tables) = (args.local_experts, parts * table_words(args.experts, args.physical_experts()));
+    // SAFETY: every bit pattern is a word, as is every run of words.
+    let (_, lines, _) = unsafe { scratch.align_to_mut::<Line>() };
     let ranks = by_weight.map_or(0, |routes| Ranks::words(routes, local));
-    let words = parts * TABLES * (experts + 2) + parts * local + local;
-    assert!(longs.len() >= ranks + words.div_ceil(2), "the scratch is too small");
+    let words = tables + 2 * parts * local + local;
+    let needed = parts * local + (words + 2 * ranks).div_ceil(LINE_WORDS);
+    assert!(lines.len() >= needed, "the scratch is too small");
+    let (lines, rest) = lines.split_at_mut(parts * local);
+    // SAFETY: every bit pattern is a `u64`; a line is aligned to more.
+    let (_, longs, _) = unsafe { rest.align_to_mut::<u64>() };
     let (ranks, longs) = longs.split_at_mut(ranks);
     // SAFETY: every bit pattern is a `u32`.
-    let (_, tables, _) = unsafe { longs.align_to_mut::<u32>() };
-    (&mut tables[..words], by_weight.map(|_| Ranks::cut(ranks, local)))
+    let (_, rest, _) = unsafe { longs.align_to_mut::<u32>() };
+    let (tables, rest) = rest.split_at_mut(tables);
+    let (cursors, rest) = rest.split_at_mut(parts * local);
+    let (begins, rest) = rest.split_at_mut(parts * local);
+    Scratch {
+        tables,
+        cursors,
+        limits: &mut rest[..local],
+        begins,
+        lines,
+        ranks: by_weight.map(|_| Ranks::cut(ranks, local)),
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::elem::Output;
 use super::simd::{LINE, Simd};
+use std::sync::atomic::AtomicI32;
 
 /// Outputs of at least this many bytes are written past the cache: a plain store reads the line it replaces.
 pub(crate) const STREAM_BYTES: usize = 1 << 20;
@@ -82,5 +83,34 @@ pub(crate) unsafe fn zero<S: Simd>(dst: *mut u8, len: usize, stream: bool) {
             at += LINE;
         }
         std::ptr::write_bytes(dst.add(at), 0, len - at);
+    }
+}
+
+/// Stores sixteen words to a line, past the cache where the target's baseline can. `dst` is one aligned line, of which
+/// no other task knows until `stream_fence`.
+#[inline(always)]
+pub(crate) fn stream_words(dst: &[AtomicI32], words: &[u32; 16]) {
+    assert!(dst.len() == words.len() && (dst.as_ptr() as usize).is_multiple_of(LINE), "a line");
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: x86-64 has SSE2; `dst` is 64 bytes, aligned to 64, which atomics let shared references write.
+    unsafe {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        let (to, from) = (dst.as_ptr().cast_mut().cast::<__m128i>(), words.as_ptr().cast::<__m128i>());
+        for quarter in 0..4 {
+            _mm_stream_si128(to.add(quarter), _mm_loadu_si128(from.add(quarter)));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for (to, &word) in dst.iter().zip(words) {
+        to.store(word as i32, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Orders [`stream_words`] before what this thread stores later.
+pub(crate) fn stream_fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: x86-64 has SSE.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
     }
 }

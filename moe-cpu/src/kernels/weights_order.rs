@@ -1,7 +1,8 @@
 //! Which routes of an expert over its capacity survive: those with the largest weights.
 
+use super::route::{Id, Physical, Router};
 use super::rows::Weights;
-use super::sort::{Id, Router, each};
+use super::sort::each;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Scratch of this step.
@@ -42,9 +43,9 @@ pub(super) fn key(weight: f32, route: usize) -> u64 {
 /// The largest surviving key of each expert and the number of routes that do not survive; `counts` (by part and
 /// expert) become those of the survivors. `None`, with `counts` as they were, where no expert is over its capacity.
 #[allow(clippy::too_many_arguments)]
-pub(super) fn cutoffs<'a, I: Id>(
+pub(super) fn cutoffs<'a, I: Id, P: Physical>(
     ids: &[I],
-    router: &Router<'_>,
+    router: &Router<'_, P>,
     weights: Weights<'_>,
     capacity: usize,
     counts: &mut [u32],
@@ -67,8 +68,8 @@ pub(super) fn cutoffs<'a, I: Id>(
     if over == 0 {
         each(counts, local, &|part, counts| {
             counts.fill(0);
-            for &id in &ids[part_of(part)] {
-                if let Some(count) = counts.get_mut(router.local(id) as usize) {
+            for route in part_of(part) {
+                if let Some(count) = counts.get_mut(router.local(ids[route], route) as usize) {
                     *count += 1;
                 }
             }
@@ -78,7 +79,7 @@ pub(super) fn cutoffs<'a, I: Id>(
     let keys = atomic(ranks.keys);
     each(counts, local, &|part, cursors| {
         for route in part_of(part) {
-            if let Some(cursor) = cursors.get_mut(router.local(ids[route]) as usize) {
+            if let Some(cursor) = cursors.get_mut(router.local(ids[route], route) as usize) {
                 keys[*cursor as usize].store(key(weights.get(route), route), Relaxed);
                 *cursor += 1;
             }
@@ -91,7 +92,7 @@ pub(super) fn cutoffs<'a, I: Id>(
     each(counts, local, &|part, counts| {
         counts.fill(0);
         for route in part_of(part) {
-            let e = router.local(ids[route]) as usize;
+            let e = router.local(ids[route], route) as usize;
             if let Some(count) = counts.get_mut(e) {
                 *count += u32::from(key(weights.get(route), route) <= cutoffs[e]);
             }

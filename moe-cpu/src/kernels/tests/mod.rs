@@ -129,7 +129,8 @@ pub(super) fn build(args: &PlanArgs<'_>, routes: usize) -> Arrays {
     };
     let threads = rayon::current_num_threads();
     let by_weight = matches!(args.capacity, Some(Capacity::ByWeight(..)));
-    let bytes = plan_scratch_bytes(routes, args.experts, args.local_experts, threads, by_weight);
+    let bytes =
+        plan_scratch_bytes(routes, args.experts, args.physical_experts(), args.local_experts, threads, by_weight);
     let mut scratch = vec![0x5a; bytes];
     let mut out = PlanOut {
         source: &mut a.source,

@@ -13,7 +13,19 @@ fn naive(args: &PlanArgs<'_>, ids: &[i64]) -> Arrays {
             status[1] += 1;
         } else {
             load[id as usize] += 1;
-            match args.expert_map.map_or(id as i32, |m| m[id as usize]) {
+            let physical = match args.copies {
+                None => id as i32,
+                Some(c) => {
+                    let (e, n) = (id as usize, c.logcnt[id as usize]);
+                    let turn = (x / args.top_k + x % args.top_k) as i32;
+                    if (1..=c.width as i32).contains(&n) { c.log2phy[e * c.width + (turn % n) as usize] } else { -1 }
+                }
+            };
+            if physical < 0 || physical as usize >= args.physical_experts() {
+                status[1] += 1;
+                continue;
+            }
+            match args.expert_map.map_or(physical, |m| m[physical as usize]) {
                 -1 => status[2] += 1,
                 e if e < 0 || e as usize >= local => status[1] += 1,
                 e => lists[e as usize].push(x),
@@ -80,12 +92,47 @@ fn base(top_k: usize, experts: usize) -> PlanArgs<'static> {
         ids: Ids::I64(&[]),
         top_k,
         experts,
+        copies: None,
         expert_map: None,
         local_experts: experts,
         layout: Layout::Packed,
         capacity: None,
         valid_tokens: None,
     }
+}
+
+/// Copies of experts; some rows of the map cannot be followed.
+struct RandomCopies {
+    log2phy: Vec<i32>,
+    logcnt: Vec<i32>,
+    width: usize,
+    physical: usize,
+}
+
+impl RandomCopies {
+    fn args(&self) -> Copies<'_> {
+        let &Self { ref log2phy, ref logcnt, width, physical } = self;
+        Copies { log2phy, logcnt, width, physical_experts: physical }
+    }
+}
+
+fn random_copies(rng: &mut Rng, experts: usize) -> RandomCopies {
+    let width = 1 + rng.below(5);
+    // Fewer physical experts than experts is odd, but a map can say so.
+    let physical = (experts + rng.below(40)).saturating_sub(rng.below(20)).max(1);
+    let log2phy = (0..experts * width)
+        .map(|_| match rng.below(20) {
+            0 => [-1, i32::MIN, physical as i32, i32::MAX][rng.below(4)],
+            _ => rng.below(physical) as i32,
+        })
+        .collect();
+    let logcnt = (0..experts)
+        .map(|_| match rng.below(20) {
+            0 => [0, -1, i32::MIN, width as i32 + 1, i32::MAX][rng.below(5)],
+            _ => 1 + rng.below(width) as i32,
+        })
+        .collect();
+    RandomCopies { log2phy, logcnt, width, physical }
 }
 
 #[test]
@@ -104,8 +151,11 @@ fn random_plans_equal_the_definition_for_every_layout_map_capacity_and_id_type()
                 _ => rng.below(experts) as i64,
             })
             .collect();
-        let local = 1 + rng.below(experts);
-        let map: Vec<i32> = (0..experts)
+        let copies = random_copies(&mut rng, experts);
+        let copies = (rng.below(3) == 0).then_some(&copies);
+        let physical = copies.map_or(experts, |c| c.physical);
+        let local = 1 + rng.below(physical);
+        let map: Vec<i32> = (0..physical)
             .map(|_| match rng.below(6) {
                 0 | 1 => -1,
                 2 => [-7, local as i32, i32::MAX][rng.below(3)],
@@ -115,6 +165,8 @@ fn random_plans_equal_the_definition_for_every_layout_map_capacity_and_id_type()
         let weights: Vec<f32> =
             (0..ids.len()).map(|_| if rng.below(2) == 0 { rng.float() } else { rng.below(3) as f32 }).collect();
         let mut args = base(top_k, experts);
+        args.copies = copies.map(RandomCopies::args);
+        args.local_experts = physical;
         if rng.below(2) == 0 {
             (args.expert_map, args.local_experts) = (Some(map.as_slice()), local);
         }
@@ -156,4 +208,49 @@ fn no_tokens_and_all_masked_ids_give_an_empty_plan() {
     check(&base(8, 256), &[]);
     check(&base(4, 3), &[-1; 4000]);
     check(&PlanArgs { layout: Layout::Padded(3), ..base(4, 3) }, &[-1; 4000]);
+}
+
+#[test]
+fn copies_take_turns_by_token_plus_k_and_loads_count_the_expert() {
+    // Expert 0 has copies 0, 2 and 3; expert 1 is physical 1; expert 2's count is out of range.
+    let copies = Copies { log2phy: &[0, 2, 3, 1, -1, -1, 0, 1, 2], logcnt: &[3, 1, 4], width: 3, physical_experts: 4 };
+    let ids = [0, 0, 1, 0, 0, 2, -1, 0];
+    let args = PlanArgs { copies: Some(copies), local_experts: 4, ..base(2, 3) };
+    check(&args, &ids);
+    let got = build(&PlanArgs { ids: Ids::I64(&ids), ..args }, 8);
+    // Turns of the routes: 0 1 | 1 2 | 2 3 | 3 4.
+    assert_eq!(got.counts, [1, 1, 2, 2]);
+    assert_eq!(got.source[..6], [0, 2, 1, 7, 3, 4]);
+    assert_eq!((got.load, got.status), (vec![5, 1, 1], vec![1, 1, 0, 0, 0]));
+}
+
+#[test]
+fn whole_lines_are_written_at_every_alignment_and_nothing_beside_them() {
+    let mut rng = Rng::fresh("lines");
+    for shift in 0..17 {
+        for (experts, routes) in [(1, 40), (3, 500), (60, 9000), (256, 40_000)] {
+            let ids: Vec<i32> = (0..routes).map(|_| rng.below(experts) as i32).collect();
+            let args = PlanArgs { ids: Ids::I32(&ids), ..base(1, experts) };
+            let want = build(&args, routes);
+            in_pools(|threads| {
+                let mut source = vec![POISON; routes + 64];
+                let at = (source.as_ptr() as usize).wrapping_neg() / 4 % 16 + shift;
+                let mut others = want.clone();
+                let bytes = plan_scratch_bytes(routes, experts, experts, experts, threads, false);
+                let mut out = PlanOut {
+                    source: &mut source[at..at + routes],
+                    slot: &mut others.slot,
+                    expert_offsets: &mut others.offsets,
+                    tokens_per_expert: &mut others.counts,
+                    m_indices: None,
+                    status: &mut others.status,
+                    logical_load: None,
+                };
+                plan(&args, &mut out, &mut vec![0x5a; bytes]);
+                assert_eq!(source[at..at + routes], want.source, "E {experts}, {shift} words in, {threads} threads");
+                assert!(source[..at].iter().chain(&source[at + routes..]).all(|&x| x == POISON));
+                assert_eq!(others.slot, want.slot);
+            });
+        }
+    }
 }

@@ -49,6 +49,7 @@ fn case(rng: &mut Rng) -> Case {
         ids: Ids::I32(&ids),
         top_k,
         experts,
+        copies: None,
         expert_map: None,
         local_experts: experts,
         layout: if rng.below(2) == 0 { Layout::Packed } else { Layout::Aligned(5) },
