@@ -64,10 +64,10 @@ struct MoePlanParams {
     u32 layout;
     u32 align;             // Aligned(n): n; Padded(c): c; Packed: 1
     u32 capacity;          // rows per local expert at most; MOE_NO_CAPACITY for none
-    u32 chunk_tokens;      // tokens a block ranks (moe_plan_grid, moe_permute_grid), else 0
+    u32 chunk_tokens;      // tokens a block ranks (plan kernels, moe_permute_grid)
     u32 rank_warps;        // warps that rank at a time; see ABI.md
-    u32 reserved0;
-    u64 reserved1;
+    u32 share;             // blocks that share a chunk (moe_permute_grid), else 1
+    u64 order;             // i32 pairs (row, route) [tokens * k] or 0 (moe_plan_grid)
 };
 
 // Rows to be copied. 48 bytes.
@@ -93,16 +93,16 @@ struct MoeGatherParams {
     u64 slot;              // i32 [tokens, k]
     u64 expert_offsets;    // i32 [local_experts + 1]
     u64 tokens_per_expert; // i32 [local_experts]
-    u64 weights;           // [tokens, k] of weight_dtype or 0 (moe_gather_weighted_* only)
+    u64 weights;           // [tokens, k] of weight_dtype or 0 (moe_gather_weighted only)
     u64 out_rows;          // R
     u32 tokens;
     u32 k;
     u32 local_experts;
     u32 zero_padding;      // 1: zero the rows between experts (Aligned, Padded); 0: Packed
     u32 weight_dtype;
-    u32 dtype;             // of the rows (moe_gather_weighted_* only)
-    u64 hidden;            // elements per row (moe_gather_weighted_* only)
-    u64 reserved;
+    u32 dtype;             // of the rows (moe_gather_weighted only)
+    u64 hidden;            // elements per row (moe_gather_weighted only)
+    u64 order;             // as written by moe_plan_grid (moe_gather_list_v16 only)
 };
 
 // Unpermute. 136 bytes.

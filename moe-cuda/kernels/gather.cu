@@ -50,6 +50,46 @@ extern "C" __global__ void __launch_bounds__(256, 4) moe_gather_v16(MoeGatherPar
 
 extern "C" __global__ void __launch_bounds__(256, 4) moe_gather_any(MoeGatherParams g) { moe_gather_body<false>(g); }
 
+// Rows in the order of a plan's `order`: within a chunk of tokens expert by expert, so that writes
+// run on and the chunk's source rows are read from L2, where the policies keep them. A block a row.
+extern "C" __global__ void __launch_bounds__(128, 8) moe_gather_list_v16(MoeGatherParams g) {
+    u64 keep, pass;
+    asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(keep));
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(pass));
+    int2 entry = __ldg((const int2 *)g.order + blockIdx.x);
+    u64 row = (u64)(i64)entry.x;
+    u32 t = (u32)entry.y / g.k;
+    if (row < g.out_rows && t < g.tokens) {
+        u32 units = (u32)(g.rows[0].row_bytes / 16);
+        const uint4 *in = (const uint4 *)(g.rows[0].input + (u64)t * g.rows[0].input_stride);
+        uint4 *out = (uint4 *)(g.rows[0].output + row * g.rows[0].output_stride);
+        for (u32 base = threadIdx.x; base < units; base += 8 * 128) {
+            uint4 v[8];
+#pragma unroll
+            for (u32 i = 0; i < 8; i++)
+                if (base + i * 128 < units)
+                    asm volatile("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                                 : "=r"(v[i].x), "=r"(v[i].y), "=r"(v[i].z), "=r"(v[i].w)
+                                 : "l"(in + base + i * 128), "l"(keep));
+#pragma unroll
+            for (u32 i = 0; i < 8; i++)
+                if (base + i * 128 < units)
+                    asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(out + base + i * 128),
+                                 "r"(v[i].x), "r"(v[i].y), "r"(v[i].z), "r"(v[i].w), "l"(pass)
+                                 : "memory");
+        }
+        i32 one = entry.x;
+        if ((u64)units * 16 < g.rows[0].row_bytes)
+            moe_copy_units<u8>(g.rows[0], t, &one, 1, g.out_rows, (u64)units * 16, g.rows[0].row_bytes, threadIdx.x, 128);
+        if (g.rows[1].row_bytes) moe_scatter_row(g.rows[1], t, &one, 1, g.out_rows, 0, 1, threadIdx.x, 128);
+    }
+    if (g.zero_padding)
+        for (u32 a = 0; a < 2; a++)
+            if (a == 0 || g.rows[1].row_bytes)
+                moe_zero_padding_rows(a ? g.rows[1] : g.rows[0], g.expert_offsets, g.tokens_per_expert, g.local_experts,
+                                      g.out_rows, blockIdx.x, gridDim.x);
+}
+
 template <u32 D>
 MOE_DEV void moe_gather_weighted_rows(const MoeGatherParams &g) {
     typedef typename MoeType<D>::raw Raw;

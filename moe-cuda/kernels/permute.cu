@@ -5,12 +5,25 @@
 
 MOE_DEV uint4 moe_read_row(const uint4 *p) { return __ldg(p); }
 
+// Zeroes the padding rows of this block's share of the experts.
+MOE_DEV void moe_zero_own_padding(const MoePermuteParams &q, const MoePlanShared &s) {
+    const MoePlanParams &p = q.plan;
+    if (p.layout == MOE_PACKED) return;
+    for (u32 e = blockIdx.x; e < p.local_experts; e += gridDim.x)
+        for (u32 row = s.total[e]; row < moe_min(moe_region_end(p, s, e), p.rows); row++)
+#pragma unroll
+            for (u32 a = 0; a < 2; a++)
+                if (q.rows[a].row_bytes)
+                    moe_zero_span(q.rows[a].output + (u64)row * q.rows[a].output_stride, q.rows[a].row_bytes,
+                                  q.rows[a].vec, threadIdx.x, blockDim.x);
+}
+
 // Small batches: a block per part of a token's row. Each block counts all ids and ranks its own
 // token, while its part of the row is already on the way.
 extern "C" __global__ void __launch_bounds__(256, 4)
 moe_permute_small(MoePermuteParams q) {
     extern __shared__ __align__(16) u32 memory[];
-    __shared__ u32 sums[32];
+    __shared__ u32 sums[MOE_SUMS];
     __shared__ i32 rows[32];
     const MoePlanParams &p = q.plan;
     u32 splits = q.rows[0].splits, t = blockIdx.x / splits, part = blockIdx.x % splits;
@@ -24,9 +37,8 @@ moe_permute_small(MoePermuteParams q) {
 
     MoePlanShared s = moe_plan_shared(p, memory);
     MoeChunk c = moe_chunk(p, t, 1);
-    MoeRejected r = {0, 0, 0, 0};
-    moe_count_all(p, s, c, r);
-    u32 over = moe_layout(p, s, blockIdx.x, gridDim.x, sums);
+    moe_count_all(p, s, c, sums);
+    moe_layout(p, s, blockIdx.x, gridDim.x, sums);
 
     if (threadIdx.x < 32) {
         u32 x = c.begin + threadIdx.x;
@@ -63,91 +75,163 @@ moe_permute_small(MoePermuteParams q) {
         if (q.rows[1].row_bytes)
             moe_scatter_row(q.rows[1], t, rows, p.k, p.rows, 0, 1, threadIdx.x, blockDim.x);
     }
-    // Padding rows. s.total is the end of an expert's placed rows; where its region ends depends
-    // on the layout alone.
-    if (p.layout != MOE_PACKED)
-        for (u32 e = blockIdx.x; e < p.local_experts; e += gridDim.x) {
-            u32 row = s.total[e], stop = p.layout == MOE_PADDED ? (e + 1) * p.align
-                                                               : (row + p.align - 1) / p.align * p.align;
-            for (; row < moe_min(stop, p.rows); row++)
-#pragma unroll
-                for (u32 a = 0; a < 2; a++)
-                    if (q.rows[a].row_bytes)
-                        moe_zero_span(q.rows[a].output + (u64)row * q.rows[a].output_stride, q.rows[a].row_bytes,
-                                      q.rows[a].vec, threadIdx.x, blockDim.x);
-        }
+    moe_zero_own_padding(q, s);
     if (blockIdx.x == 0) {
-        moe_write_status(p, r, over, sums);
+        moe_write_status(p, sums);
         if (p.logical_load)
             for (u32 e = threadIdx.x; e < p.experts; e += blockDim.x) ((i32 *)p.logical_load)[e] = (i32)s.load[e];
     }
 }
 
-// Large batches: as many blocks as multiprocessors, each with a chunk of tokens. The chunk's first
-// rows are fetched into L2 while the blocks wait for each other. Then 128 threads move a token:
-// one read, a store for each slot.
+// Decode batches, Packed without capacity or keep. A block per part of a token's row, and one more
+// for the plan's per-expert arrays. A row's place is the number of routes before it in (expert,
+// route) order, counted by comparing ids: no histogram, no scan, one barrier.
+extern "C" __global__ void __launch_bounds__(256, 4)
+moe_permute_tiny(MoePermuteParams q) {
+    extern __shared__ __align__(16) u32 memory[];
+    __shared__ u32 sums[MOE_SUMS];
+    __shared__ u32 partial[32][8];
+    const MoePlanParams &p = q.plan;
+    u32 splits = q.rows[0].splits, t = blockIdx.x / splits, part = blockIdx.x % splits;
+    if (t == p.tokens) {
+        MoePlanShared s = moe_plan_shared(p, memory);
+        MoeChunk c = moe_chunk(p, 0, 0);
+        moe_count_all(p, s, c, sums);
+        moe_layout(p, s, 0, 1, sums);
+        moe_write_status(p, sums);
+        if (p.logical_load)
+            for (u32 e = threadIdx.x; e < p.experts; e += blockDim.x) ((i32 *)p.logical_load)[e] = (i32)s.load[e];
+        return;
+    }
+    u32 units = (u32)(q.rows[0].row_bytes / 16);
+    u32 first = units * part / splits, end = units * (part + 1) / splits, unit = first + threadIdx.x;
+    const uint4 *in = (const uint4 *)(q.rows[0].input + (u64)t * q.rows[0].input_stride);
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, valid = moe_valid_tokens(p) * p.k;
+    u32 begin = t * p.k;
+    i32 mine = MOE_ROUTE_ABSENT, other = MOE_ROUTE_ABSENT;
+    if (lane < p.k && begin + lane < valid) mine = moe_route_local(p, moe_route_id(p, begin + lane), begin + lane);
+    if (threadIdx.x < valid) other = moe_route_local(p, moe_route_id(p, threadIdx.x), threadIdx.x);
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (unit < end) v = moe_read_row(in + unit);
+    u32 mine_before = 0;
+    for (u32 base = 0;;) {
+        u32 x = base + threadIdx.x;
+        for (u32 j = 0; j < p.k; j++) {
+            i32 e = __shfl_sync(MOE_ALL, mine, j);
+            bool before = other >= 0 && (other < e || (other == e && x < begin + j));
+            u32 n = __popc(__ballot_sync(MOE_ALL, before));
+            if (lane == j) mine_before += n;
+        }
+        base += blockDim.x;
+        if (base >= valid) break;
+        x = base + threadIdx.x;
+        other = x < valid ? moe_route_local(p, moe_route_id(p, x), x) : MOE_ROUTE_ABSENT;
+    }
+    partial[lane][warp] = mine_before;
+    __syncthreads();
+    i32 row = 0;
+#pragma unroll
+    for (u32 w = 0; w < 8; w++) row += partial[lane][w];
+    if (mine < 0 || (u32)row >= p.rows) row = -1;
+    for (u32 base = first; base < end; base += blockDim.x) {
+        u32 u = base + threadIdx.x;
+        if (base != first && u < end) v = moe_read_row(in + u);
+        for (u32 j = 0; j < p.k; j++) {
+            i32 to = __shfl_sync(MOE_ALL, row, j);
+            if (to >= 0 && u < end) ((uint4 *)(q.rows[0].output + (u64)to * q.rows[0].output_stride))[u] = v;
+        }
+    }
+    if (part == 0 && threadIdx.x < p.k) {
+        u32 x = begin + lane;
+        if (row >= 0) {
+            ((i32 *)p.source)[row] = (i32)x;
+            if (p.m_indices) ((i32 *)p.m_indices)[row] = mine;
+        }
+        ((i32 *)p.slot)[x] = row;
+    }
+    if (part + 1 == splits && ((u64)units * 16 < q.rows[0].row_bytes || q.rows[1].row_bytes)) {
+        __shared__ i32 rows[32];
+        if (threadIdx.x < 32) rows[lane] = row;
+        __syncthreads();
+        moe_copy_units<u8>(q.rows[0], t, rows, p.k, p.rows, (u64)units * 16, q.rows[0].row_bytes, threadIdx.x,
+                           blockDim.x);
+        if (q.rows[1].row_bytes)
+            moe_scatter_row(q.rows[1], t, rows, p.k, p.rows, 0, 1, threadIdx.x, blockDim.x);
+    }
+}
+
+// Larger batches: all multiprocessors, `share` blocks to a chunk of at most rank_warps * 32 routes,
+// which each of them ranks. The rows that a block will move are fetched into L2 while the chunks'
+// counts travel. Then 128 threads move a part of a token: one read, a store for each slot.
 extern "C" __global__ void __launch_bounds__(1024, 1)
 moe_permute_grid(MoePermuteParams q) {
     extern __shared__ __align__(16) u32 memory[];
-    __shared__ u32 sums[32];
+    __shared__ u32 sums[MOE_SUMS];
+    __shared__ i32 slots[1024];
     const MoePlanParams &p = q.plan;
     MoePlanShared s = moe_plan_shared(p, memory);
-    MoePlanTable t = moe_plan_table(p);
-    MoeChunk c = moe_chunk(p, blockIdx.x, p.chunk_tokens);
-    u32 ticket = moe_count_publish(p, s, t, c, sums);
-    u32 token = (u32)moe_min64((u64)blockIdx.x * p.chunk_tokens, p.tokens);
-    u32 stop = (u32)moe_min64((u64)token + p.chunk_tokens, p.tokens);
-    {
-        u32 lines = (u32)((q.rows[0].row_bytes + 127) / 128);
-        u32 t0 = token + threadIdx.x / lines;
-        if (t0 < stop && t0 * p.k < c.valid) {
-            u64 at = q.rows[0].input + (u64)t0 * q.rows[0].input_stride + threadIdx.x % lines * 128;
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
-        }
-    }
-    moe_count_collect(p, s, t, ticket);
-    u32 over = moe_layout(p, s, blockIdx.x, gridDim.x, sums);
-    // Padding rows are found from the ends in s.total, which ranking leaves as they are.
-    moe_rank_chunk(p, s, c.begin, c.end, c.valid);
-
-    u32 group = threadIdx.x >> 7, thread = threadIdx.x & 127, lane = threadIdx.x & 31;
+    MoeExchange t = moe_exchange(p);
+    u32 epoch = moe_exchange_epoch(t);
+    u32 chunk = blockIdx.x / p.share, member = blockIdx.x % p.share, chunks = gridDim.x / p.share;
+    MoeChunk c = moe_chunk(p, chunk, p.chunk_tokens);
+    u32 token = (u32)moe_min64((u64)chunk * p.chunk_tokens, p.tokens);
+    u32 tokens = (u32)moe_min64((u64)token + p.chunk_tokens, p.tokens) - token;
+    u32 splits = q.rows[0].splits, items = tokens * splits;
     u32 units = (u32)(q.rows[0].row_bytes / 16);
-    for (u32 tok = token + group; tok < stop; tok += 8) {
-        const i32 *slot = (const i32 *)p.slot + (u64)tok * p.k;
+    u32 group = threadIdx.x >> 7, thread = threadIdx.x & 127;
+    for (u32 item = member * 8 + group, n = 0; item < items && n < 2; item += p.share * 8, n++) {
+        u32 at = units * (item % splits) / splits + thread * 8;
+        if (at < units * (item % splits + 1) / splits)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(q.rows[0].input + (u64)(token + item / splits) *
+                                                          q.rows[0].input_stride + (u64)at * 16));
+    }
+    i32 expert;
+    u32 rank = moe_rank_local(p, s, c, member == 0, sums, &expert);
+    if (member == 0) moe_exchange_publish(p, s, t, chunk, epoch, sums);
+    __syncthreads();
+    if (threadIdx.x >= 32 && threadIdx.x < 36) sums[threadIdx.x] = 0;
+    moe_exchange_collect(s, t, chunk, chunks, epoch);
+    moe_layout(p, s, blockIdx.x, gridDim.x, sums);
+    u32 x = c.begin + threadIdx.x;
+    i32 slot = -1;
+    if (x < c.end) {
+        u32 row = 0, limit = 0;
+        if (expert >= 0) row = s.next[expert] + rank, limit = s.total[expert];
+        if (member == 0) slot = moe_place(p, x, expert, row, limit);
+        else if (expert >= 0 && row < limit && row < p.rows) slot = (i32)row;
+    }
+    slots[threadIdx.x] = slot;
+    __syncthreads();
+    u64 policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    for (u32 item = member * 8 + group; item < items; item += p.share * 8) {
+        u32 local = item / splits, part = item % splits, tok = token + local;
+        const i32 *to = slots + local * p.k;
+        u32 end = units * (part + 1) / splits;
         const uint4 *in = (const uint4 *)(q.rows[0].input + (u64)tok * q.rows[0].input_stride);
-        for (u32 base = 0; base < units; base += 8 * 128) {
+        for (u32 base = units * part / splits + thread; base < end; base += 8 * 128) {
             uint4 v[8];
 #pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                u32 u = base + i * 128 + thread;
-                if (u < units) v[i] = moe_read_row(in + u);
-            }
-            for (u32 j0 = 0; j0 < p.k; j0 += 32) {
-                i32 mine = j0 + lane < p.k ? __ldcg(slot + j0 + lane) : -1;
-                for (u32 j = 0; j < moe_min(32, p.k - j0); j++) {
-                    i32 row = __shfl_sync(MOE_ALL, mine, j);
-                    if ((u32)row >= p.rows) continue;
-                    uint4 *out = (uint4 *)(q.rows[0].output + (u64)row * q.rows[0].output_stride) + base + thread;
+            for (u32 i = 0; i < 8; i++)
+                if (base + i * 128 < end) v[i] = moe_read_row(in + base + i * 128);
+            for (u32 j = 0; j < p.k; j++) {
+                i32 row = to[j];
+                if (row < 0) continue;
+                uint4 *out = (uint4 *)(q.rows[0].output + (u64)row * q.rows[0].output_stride) + base;
 #pragma unroll
-                    for (u32 i = 0; i < 8; i++)
-                        if (base + i * 128 + thread < units) out[i * 128] = v[i];
-                }
+                for (u32 i = 0; i < 8; i++)
+                    if (base + i * 128 < end)
+                        asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(out + i * 128),
+                                     "r"(v[i].x), "r"(v[i].y), "r"(v[i].z), "r"(v[i].w), "l"(policy)
+                                     : "memory");
             }
         }
+        if (part) continue;
         if ((u64)units * 16 < q.rows[0].row_bytes)
-            moe_copy_units<u8>(q.rows[0], tok, slot, p.k, p.rows, (u64)units * 16, q.rows[0].row_bytes, thread, 128);
-        if (q.rows[1].row_bytes) moe_scatter_row(q.rows[1], tok, slot, p.k, p.rows, 0, 1, thread, 128);
+            moe_copy_units<u8>(q.rows[0], tok, to, p.k, p.rows, (u64)units * 16, q.rows[0].row_bytes, thread, 128);
+        if (q.rows[1].row_bytes) moe_scatter_row(q.rows[1], tok, to, p.k, p.rows, 0, 1, thread, 128);
     }
-    if (p.layout != MOE_PACKED)
-        for (u32 e = blockIdx.x; e < p.local_experts; e += gridDim.x) {
-            u32 row = s.total[e], end = p.layout == MOE_PADDED ? (e + 1) * p.align
-                                                              : (row + p.align - 1) / p.align * p.align;
-            for (; row < moe_min(end, p.rows); row++)
-#pragma unroll
-                for (u32 a = 0; a < 2; a++)
-                    if (q.rows[a].row_bytes)
-                        moe_zero_span(q.rows[a].output + (u64)row * q.rows[a].output_stride, q.rows[a].row_bytes,
-                                      q.rows[a].vec, threadIdx.x, blockDim.x);
-        }
-    moe_collect_status(p, t, over, sums);
+    moe_zero_own_padding(q, s);
+    moe_exchange_status(p, t, chunks, epoch, sums);
+    moe_exchange_leave(t, epoch);
 }

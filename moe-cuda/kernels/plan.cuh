@@ -78,17 +78,6 @@ MOE_DEV MoePlanShared moe_plan_shared(const MoePlanParams &p, u32 *memory) {
     return s;
 }
 
-// Sum over the block; every thread gets it. `sums` has room for 32 words.
-MOE_DEV u32 moe_block_sum(u32 v, u32 *sums) {
-    v = __reduce_add_sync(MOE_ALL, v);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = v;
-    __syncthreads();
-    u32 lane = threadIdx.x & 31;
-    u32 w = lane < (blockDim.x >> 5) ? sums[lane] : 0;
-    return __reduce_add_sync(MOE_ALL, w);
-}
-
 // Exclusive sum over the block's threads, and the whole sum.
 MOE_DEV u32 moe_block_scan(u32 v, u32 *sums, u32 *whole) {
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, inclusive = v;
@@ -112,18 +101,14 @@ MOE_DEV u32 moe_block_scan(u32 v, u32 *sums, u32 *whole) {
 
 // --- counting ----------------------------------------------------------------------------------
 
-struct MoeRejected {
-    u32 masked, invalid, non_local, not_kept;
-};
+// Words of static shared memory each plan kernel lends: 32 for sums, then the rejected routes:
+// masked, invalid, non-local, over capacity.
+#define MOE_SUMS 36
 
-MOE_DEV void moe_reject(MoeRejected &r, i32 what) {
-    r.masked += what == MOE_ROUTE_MASKED;
-    r.invalid += what == MOE_ROUTE_INVALID;
-    r.non_local += what == MOE_ROUTE_NON_LOCAL;
-    r.not_kept += what == MOE_ROUTE_NOT_KEPT;
-}
+MOE_DEV void moe_reject(u32 *sums, i32 what) { atomicAdd(&sums[31 - what], 1u); }
 
-MOE_DEV void moe_clear_counts(const MoePlanParams &p, const MoePlanShared &s) {
+MOE_DEV void moe_clear_counts(const MoePlanParams &p, const MoePlanShared &s, u32 *sums) {
+    if (threadIdx.x < 4) sums[32 + threadIdx.x] = 0;
     for (u32 e = threadIdx.x; e < s.stride; e += blockDim.x) s.next[e] = s.total[e] = 0;
     if (p.logical_load)
         for (u32 e = threadIdx.x; e < p.experts; e += blockDim.x) s.load[e] = 0;
@@ -131,7 +116,7 @@ MOE_DEV void moe_clear_counts(const MoePlanParams &p, const MoePlanShared &s) {
 
 // Adds the routes [begin, end) to `counts` and to the global loads.
 MOE_DEV void moe_count(const MoePlanParams &p, const MoePlanShared &s, u32 *counts, u32 begin, u32 end,
-                       MoeRejected &r) {
+                       u32 *sums) {
     for (u32 base = begin; base < end; base += 4 * blockDim.x) {
         i32 id[4];
 #pragma unroll
@@ -145,83 +130,71 @@ MOE_DEV void moe_count(const MoePlanParams &p, const MoePlanShared &s, u32 *coun
             if (p.logical_load && id[i] >= 0) atomicAdd(&s.load[id[i]], 1u);
             i32 e = moe_route_local(p, id[i], base + i * blockDim.x + threadIdx.x);
             if (e >= 0) atomicAdd(&counts[e], 1u);
-            else moe_reject(r, e);
+            else moe_reject(sums, e);
         }
     }
 }
 
 // --- layout ------------------------------------------------------------------------------------
 
+// Rows an expert takes: its placed routes and their padding.
+MOE_DEV u32 moe_region(const MoePlanParams &p, u32 placed) {
+    if (p.layout == MOE_PACKED) return placed;
+    return p.layout == MOE_PADDED ? p.align : (placed + p.align - 1) / p.align * p.align;
+}
+
+// The first row past an expert's region, from the end of its placed rows (moe_layout's `total`):
+// regions start at multiples of n.
+MOE_DEV u32 moe_region_end(const MoePlanParams &p, const MoePlanShared &s, u32 e) {
+    if (p.layout == MOE_PACKED) return s.total[e];
+    return p.layout == MOE_PADDED ? (e + 1) * p.align : (s.total[e] + p.align - 1) / p.align * p.align;
+}
+
+MOE_DEV void moe_no_source(const MoePlanParams &p, u32 row) {
+    ((i32 *)p.source)[row] = -1;
+    if (p.m_indices) ((i32 *)p.m_indices)[row] = -1;
+}
+
 // Turns counts into rows. On entry next = routes before the chunk, total = all routes, both
 // visible to the block; on return next = the row of the chunk's first route of each expert,
 // total = the first row past the expert's placed rows. The block's share of what the plan says
-// about experts and about rows that hold no route is written on the way: experts part, part +
-// parts, ...; rows past the end in the same fashion. Returns routes over capacity.
-MOE_DEV u32 moe_layout(const MoePlanParams &p, const MoePlanShared &s, u32 part, u32 parts, u32 *sums) {
+// about experts and about rows that hold no route is written on the way: experts part * EL / parts
+// and on; rows past the end in turn. Routes over capacity are added to the rejected.
+MOE_DEV void moe_layout(const MoePlanParams &p, const MoePlanShared &s, u32 part, u32 parts, u32 *sums) {
     u32 per = (p.local_experts + blockDim.x - 1) / blockDim.x;
     u32 first = moe_min(threadIdx.x * per, p.local_experts);
     u32 last = moe_min(first + per, p.local_experts);
-    u32 mine = 0, over = 0;
-    u32 step = p.layout == MOE_ALIGNED ? p.align : 1;
-    for (u32 e = first; e < last; e++) {
-        u32 placed = moe_min(s.total[e], p.capacity);
-        mine += p.layout == MOE_PADDED ? p.align : (placed + step - 1) / step * step;
-    }
-    u32 used;
+    u32 mine_first = (u32)((u64)p.local_experts * part / parts);
+    u32 mine_last = (u32)((u64)p.local_experts * (part + 1) / parts);
+    u32 mine = 0, used;
+    for (u32 e = first; e < last; e++) mine += moe_region(p, moe_min(s.total[e], p.capacity));
     u32 row = moe_block_scan(mine, sums, &used);
-    i32 *source = (i32 *)p.source, *m_indices = (i32 *)p.m_indices;
     for (u32 e = first; e < last; e++) {
-        u32 total = s.total[e], placed = moe_min(total, p.capacity);
-        u32 size = p.layout == MOE_PADDED ? p.align : (placed + step - 1) / step * step;
-        over += total - placed;
+        u32 total = s.total[e], placed = moe_min(total, p.capacity), size = moe_region(p, placed);
+        if (total > placed) atomicAdd(&sums[35], total - placed);
         s.next[e] += row;
         s.total[e] = row + placed;
-        if (e % parts == part) {
+        if (e >= mine_first && e < mine_last) {
             ((i32 *)p.expert_offsets)[e] = (i32)row;
             ((i32 *)p.tokens_per_expert)[e] = (i32)placed;
-            if (size - placed < 256)
-                for (u32 r = row + placed; r < moe_min(row + size, p.rows); r++) {
-                    source[r] = -1;
-                    if (m_indices) m_indices[r] = -1;
-                }
         }
         row += size;
     }
     if (part == 0 && threadIdx.x == 0) ((i32 *)p.expert_offsets)[p.local_experts] = (i32)used;
-    for (u32 r = used + part * blockDim.x + threadIdx.x; r < p.rows; r += parts * blockDim.x) {
-        source[r] = -1;
-        if (m_indices) m_indices[r] = -1;
-    }
+    for (u32 r = used + part * blockDim.x + threadIdx.x; r < p.rows; r += parts * blockDim.x) moe_no_source(p, r);
     __syncthreads();
-    // Long paddings are written by the whole block. Here total[e] is the end of e's placed rows,
-    // and its last row follows from the next expert's first, which only Padded needs to know.
-    if (p.layout == MOE_PADDED || step > 256)
-        for (u32 e = part; e < p.local_experts; e += parts) {
-            u32 begin = s.total[e], end;
-            if (p.layout == MOE_PADDED) end = (e + 1) * p.align;
-            else end = (begin + step - 1) / step * step; // offsets are multiples of n themselves
-            if (end - begin < 256) continue;
-            for (u32 r = begin + threadIdx.x; r < moe_min(end, p.rows); r += blockDim.x) {
-                source[r] = -1;
-                if (m_indices) m_indices[r] = -1;
-            }
-        }
-    return over;
+    if (p.layout == MOE_PACKED) return;
+    // Padding. Short ones are a thread's work each, long ones a warp's.
+    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, width = p.align > 64 ? 32 : 1;
+    u32 worker = width == 32 ? warp : threadIdx.x, workers = blockDim.x / width, at = width == 32 ? lane : 0;
+    for (u32 e = mine_first + worker; e < mine_last; e += workers)
+        for (u32 r = s.total[e] + at; r < moe_min(moe_region_end(p, s, e), p.rows); r += width) moe_no_source(p, r);
 }
 
-MOE_DEV void moe_write_status(const MoePlanParams &p, const MoeRejected &r, u32 over, u32 *sums) {
-    u32 masked = moe_block_sum(r.masked, sums);
-    u32 invalid = moe_block_sum(r.invalid, sums);
-    u32 non_local = moe_block_sum(r.non_local, sums);
-    u32 over_all = moe_block_sum(over + r.not_kept, sums);
-    if (threadIdx.x == 0) {
-        u32 *status = (u32 *)p.status;
-        status[MOE_MASKED] = masked;
-        status[MOE_INVALID] = invalid;
-        status[MOE_NON_LOCAL] = non_local;
-        status[MOE_OVER_CAPACITY] = over_all;
-        status[MOE_OVER_MAX_ROUTES] = p.over_max_routes ? *(const u32 *)p.over_max_routes : 0;
-    }
+MOE_DEV void moe_write_status(const MoePlanParams &p, const u32 *sums) {
+    u32 *status = (u32 *)p.status;
+    if (threadIdx.x < 4) status[threadIdx.x] = sums[32 + threadIdx.x];
+    if (threadIdx.x == 4) status[4] = p.over_max_routes ? *(const u32 *)p.over_max_routes : 0;
 }
 
 // --- ranking -----------------------------------------------------------------------------------
@@ -305,152 +278,191 @@ MOE_DEV MoeChunk moe_chunk(const MoePlanParams &p, u32 block, u32 chunk_tokens) 
 }
 
 // Counts all routes in this block. `next` gets those before the chunk, `total` all.
-MOE_DEV void moe_count_all(const MoePlanParams &p, const MoePlanShared &s, const MoeChunk &c, MoeRejected &r) {
-    moe_clear_counts(p, s);
+MOE_DEV void moe_count_all(const MoePlanParams &p, const MoePlanShared &s, const MoeChunk &c, u32 *sums) {
+    moe_clear_counts(p, s, sums);
     __syncthreads();
     u32 before = moe_min(c.begin, c.valid);
-    moe_count(p, s, s.next, 0, before, r);
-    moe_count(p, s, s.total, before, c.valid, r);
+    moe_count(p, s, s.next, 0, before, sums);
+    moe_count(p, s, s.total, before, c.valid, sums);
     __syncthreads();
     for (u32 e = threadIdx.x; e < s.stride; e += blockDim.x) s.total[e] += s.next[e];
     __syncthreads();
 }
 
-// A barrier of all blocks of a cooperative launch. The counter's low 31 bits return to zero, so it
-// serves any later grid; its top bit says which of two generations is on.
-MOE_DEV void moe_grid_arrive(u32 *counter, u32 *ticket) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        u32 add = blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u;
-        asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], %2;" : "=r"(*ticket) : "l"(counter), "r"(add) : "memory");
-    }
-}
-
-MOE_DEV void moe_grid_wait(u32 *counter, u32 ticket) {
-    if (threadIdx.x == 0) {
-        u32 now;
-        do {
-            asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
-        } while (((now ^ ticket) & 0x80000000u) == 0);
-    }
-    __syncthreads();
-}
-
-// Scratch of the grid kernels: barrier, then one row of the table for each block:
-// [EP] counts, [XP] global loads (if asked for), [8] rejected.
-struct MoePlanTable {
-    u32 *barrier, *rows;
-    u32 stride, experts, loads;
+// The grid kernels exchange counts through scratch without a barrier: a word holds two counts of
+// 16 bits under the number of the call (its epoch), so a reader knows from the word itself that it
+// is this call's. Scratch: 64 words, zeroed once, then chunks * words: EP counts, XP global
+// loads (if asked for), 4 rejected.
+struct MoeExchange {
+    u32 *epoch, *left;
+    u64 *rows;
+    u32 counts, loads, stride; // words
 };
 
-MOE_DEV MoePlanTable moe_plan_table(const MoePlanParams &p) {
-    MoePlanTable t;
-    t.barrier = (u32 *)p.scratch;
-    t.rows = t.barrier + 64;
-    t.experts = (p.local_experts + 7) & ~7u;
-    t.loads = (p.experts + 7) & ~7u;
-    t.stride = t.experts + t.loads + 8;
+MOE_DEV MoeExchange moe_exchange(const MoePlanParams &p) {
+    MoeExchange t;
+    t.epoch = (u32 *)p.scratch;
+    t.left = t.epoch + 32;
+    t.rows = (u64 *)(t.epoch + 64);
+    t.counts = ((p.local_experts + 7) & ~7u) / 2;
+    t.loads = p.logical_load ? ((p.experts + 7) & ~7u) / 2 : 0;
+    t.stride = t.counts + t.loads + 2;
     return t;
 }
 
-// Counts the chunk and publishes it. What is read here is read before the barrier, so work that
-// does not depend on other blocks may stand between this and moe_count_collect.
-MOE_DEV u32 moe_count_publish(const MoePlanParams &p, const MoePlanShared &s, const MoePlanTable &t,
-                              const MoeChunk &c, u32 *sums) {
-    MoeRejected r = {0, 0, 0, 0};
-    moe_clear_counts(p, s);
-    __syncthreads();
-    moe_count(p, s, s.total, c.begin, moe_min(c.end, c.valid), r);
-    u32 masked = moe_block_sum(r.masked, sums);
-    u32 invalid = moe_block_sum(r.invalid, sums);
-    u32 non_local = moe_block_sum(r.non_local, sums);
-    u32 not_kept = moe_block_sum(r.not_kept, sums);
-    u32 *row = t.rows + (u64)blockIdx.x * t.stride;
-    for (u32 e = threadIdx.x; e < t.experts; e += blockDim.x) __stcg(row + e, s.total[e]);
-    if (p.logical_load)
-        for (u32 e = threadIdx.x; e < p.experts; e += blockDim.x) __stcg(row + t.experts + e, s.load[e]);
-    if (threadIdx.x == 0)
-        __stcg((uint4 *)(row + t.experts + t.loads), make_uint4(masked, invalid, non_local, not_kept));
-    u32 ticket = 0;
-    moe_grid_arrive(t.barrier, &ticket);
-    return ticket;
+MOE_DEV u32 moe_exchange_epoch(const MoeExchange &t) { return *(volatile u32 *)t.epoch + 1; }
+
+MOE_DEV void moe_exchange_store(u64 *word, u32 epoch, u32 a, u32 b) {
+    u64 v = (u64)epoch << 32 | (b << 16 | a);
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(word), "l"(v) : "memory");
 }
 
-// Adds up the table: what lies before this block's chunk, and all. Many experts are spread over
-// the blocks first, by a second barrier, so that the work does not grow with blocks * experts.
-MOE_DEV void moe_count_collect(const MoePlanParams &p, const MoePlanShared &s, const MoePlanTable &t, u32 ticket) {
+// Two counts, once they are there.
+MOE_DEV u32 moe_exchange_load(const u64 *word, u32 epoch) {
+    u64 v;
+    do {
+        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(v) : "l"(word) : "memory");
+    } while ((u32)(v >> 32) != epoch);
+    return (u32)v;
+}
+
+// The last block out makes the scratch ready for the next call.
+MOE_DEV void moe_exchange_leave(const MoeExchange &t, u32 epoch) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        if (atomicAdd(t.left, 1u) == gridDim.x - 1) {
+            *t.left = 0;
+            *t.epoch = epoch;
+        }
+    }
+}
+
+// Ranks the chunk within itself: each route's place among its expert's routes in the chunk goes to
+// slot[x] (chunks of more than one round) or is returned; next[e] = the chunk's routes of e.
+// Rejected routes and global loads are counted on the way if `counting` is set.
+MOE_DEV u32 moe_rank_local(const MoePlanParams &p, const MoePlanShared &s, const MoeChunk &c, bool counting,
+                           u32 *sums, i32 *expert) {
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = p.rank_warps, rank = 0;
+    u32 *words = (u32 *)s.ranks;
+    bool many = c.end - c.begin > warps * 32;
+    *expert = MOE_ROUTE_ABSENT;
+    moe_clear_counts(p, s, sums);
+    for (u32 base = c.begin; base < c.end; base += warps * 32) {
+        u32 x = base + threadIdx.x;
+        i32 id = MOE_ROUTE_ABSENT, e = MOE_ROUTE_ABSENT;
+        if (warp < warps && x < c.end && x < c.valid) {
+            id = moe_route_id(p, x);
+            e = moe_route_local(p, id, x);
+        }
+        for (u32 i = threadIdx.x; i < warps * s.stride / 2; i += blockDim.x) words[i] = 0;
+        __syncthreads();
+        u32 peers = 0, below = 0;
+        if (warp < warps) {
+            peers = moe_peers(e);
+            below = __popc(peers & ((1u << lane) - 1));
+            if (e >= 0 && below == 0) s.ranks[warp * s.stride + e] = (u16)__popc(peers);
+            if (counting && x < c.end && x < c.valid) {
+                if (e < 0) moe_reject(sums, e);
+                if (p.logical_load && id >= 0) atomicAdd(&s.load[id], 1u);
+            }
+        }
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < p.local_experts; i += blockDim.x) {
+            u32 sum = 0;
+            for (u32 w = 0; w < warps; w += 4) {
+                u16 *cell = s.ranks + w * s.stride + i;
+                u32 a = cell[0], b = cell[s.stride], d = cell[2 * s.stride], f = cell[3 * s.stride];
+                cell[0] = (u16)sum;
+                cell[s.stride] = (u16)(sum + a);
+                cell[2 * s.stride] = (u16)(sum + a + b);
+                cell[3 * s.stride] = (u16)(sum + a + b + d);
+                sum += a + b + d + f;
+            }
+            s.total[i] = sum;
+        }
+        __syncthreads();
+        if (e >= 0) rank = s.next[e] + s.ranks[warp * s.stride + e] + below;
+        *expert = e;
+        if (many && warp < warps && x < c.end) ((i32 *)p.slot)[x] = (i32)rank;
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < p.local_experts; i += blockDim.x) s.next[i] += s.total[i];
+    }
+    __syncthreads();
+    return rank;
+}
+
+MOE_DEV void moe_exchange_publish(const MoePlanParams &p, const MoePlanShared &s, const MoeExchange &t, u32 chunk,
+                                  u32 epoch, const u32 *sums) {
+    u64 *row = t.rows + (u64)chunk * t.stride;
+    for (u32 i = threadIdx.x; i < t.counts; i += blockDim.x)
+        moe_exchange_store(row + i, epoch, s.next[2 * i], s.next[2 * i + 1]);
+    for (u32 i = threadIdx.x; i < t.loads; i += blockDim.x)
+        moe_exchange_store(row + t.counts + i, epoch, s.load[2 * i], s.load[2 * i + 1]);
+    if (threadIdx.x < 2)
+        moe_exchange_store(row + t.counts + t.loads + threadIdx.x, epoch, sums[32 + 2 * threadIdx.x],
+                           sums[33 + 2 * threadIdx.x]);
+}
+
+// Adds up the table: next = routes before `chunk`, total = all. Waits for every chunk.
+MOE_DEV void moe_exchange_collect(const MoePlanShared &s, const MoeExchange &t, u32 chunk, u32 chunks, u32 epoch) {
     for (u32 e = threadIdx.x; e < s.stride; e += blockDim.x) s.next[e] = s.total[e] = 0;
-    u32 blocks = gridDim.x;
-    if (t.experts <= 512) {
-        u32 quads = t.experts / 4, groups = blockDim.x / quads;
-        u32 group = threadIdx.x / quads, quad = threadIdx.x % quads;
-        moe_grid_wait(t.barrier, ticket);
-        uint4 before = make_uint4(0, 0, 0, 0), all = before;
-        if (group < groups) {
-#pragma unroll 8
-            for (u32 b = group; b < blocks; b += groups) {
-                uint4 v = __ldcg((const uint4 *)(t.rows + (u64)b * t.stride) + quad);
-                all.x += v.x, all.y += v.y, all.z += v.z, all.w += v.w;
-                if (b < blockIdx.x) before.x += v.x, before.y += v.y, before.z += v.z, before.w += v.w;
-            }
-            atomicAdd(&s.total[4 * quad], all.x);
-            atomicAdd(&s.total[4 * quad + 1], all.y);
-            atomicAdd(&s.total[4 * quad + 2], all.z);
-            atomicAdd(&s.total[4 * quad + 3], all.w);
-            atomicAdd(&s.next[4 * quad], before.x);
-            atomicAdd(&s.next[4 * quad + 1], before.y);
-            atomicAdd(&s.next[4 * quad + 2], before.z);
-            atomicAdd(&s.next[4 * quad + 3], before.w);
-        }
-    } else {
-        // A warp per expert: the lanes walk the blocks' rows in order and leave, in place of each
-        // count, the sum of those before it; the sums of all go to the table's last row.
-        moe_grid_wait(t.barrier, ticket);
-        u32 lane = threadIdx.x & 31, warps = blockDim.x >> 5;
-        u32 *whole = t.rows + (u64)blocks * t.stride;
-        for (u32 e = blockIdx.x * warps + (threadIdx.x >> 5); e < p.local_experts; e += blocks * warps) {
-            u32 sum = 0;
-            for (u32 b = 0; b < blocks; b += 32) {
-                u32 *cell = t.rows + (u64)(b + lane) * t.stride + e;
-                u32 v = b + lane < blocks ? __ldcg(cell) : 0, inclusive = v;
+    __syncthreads();
+    u32 groups = t.counts < blockDim.x ? blockDim.x / t.counts : 1;
+    u32 group = threadIdx.x / moe_min(t.counts, blockDim.x), lane = threadIdx.x - group * moe_min(t.counts, blockDim.x);
+    if (group < groups)
+        for (u32 i = lane; i < t.counts; i += blockDim.x) {
+            u32 before_a = 0, before_b = 0, all_a = 0, all_b = 0;
+            for (u32 c0 = group; c0 < chunks; c0 += 8 * groups) {
+                u64 v[8];
 #pragma unroll
-                for (u32 d = 1; d < 32; d <<= 1) {
-                    u32 o = __shfl_up_sync(MOE_ALL, inclusive, d);
-                    if (lane >= d) inclusive += o;
+                for (u32 j = 0; j < 8; j++)
+                    if (c0 + j * groups < chunks)
+                        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];"
+                                     : "=l"(v[j])
+                                     : "l"(t.rows + (u64)(c0 + j * groups) * t.stride + i)
+                                     : "memory");
+#pragma unroll
+                for (u32 j = 0; j < 8; j++) {
+                    u32 c = c0 + j * groups;
+                    if (c >= chunks) continue;
+                    u32 w = (u32)(v[j] >> 32) == epoch ? (u32)v[j]
+                                                       : moe_exchange_load(t.rows + (u64)c * t.stride + i, epoch);
+                    all_a += w & 0xffff, all_b += w >> 16;
+                    if (c < chunk) before_a += w & 0xffff, before_b += w >> 16;
                 }
-                if (b + lane < blocks) __stcg(cell, sum + inclusive - v);
-                sum += __shfl_sync(MOE_ALL, inclusive, 31);
             }
-            if (lane == 0) __stcg(whole + e, sum);
+            if (groups == 1) {
+                s.total[2 * i] = all_a, s.total[2 * i + 1] = all_b;
+                s.next[2 * i] = before_a, s.next[2 * i + 1] = before_b;
+            } else {
+                atomicAdd(&s.total[2 * i], all_a);
+                atomicAdd(&s.total[2 * i + 1], all_b);
+                atomicAdd(&s.next[2 * i], before_a);
+                atomicAdd(&s.next[2 * i + 1], before_b);
+            }
         }
-        u32 second = 0;
-        moe_grid_arrive(t.barrier, &second);
-        moe_grid_wait(t.barrier, second);
-        const u32 *row = t.rows + (u64)blockIdx.x * t.stride;
-        for (u32 e = threadIdx.x; e < p.local_experts; e += blockDim.x) {
-            s.next[e] = __ldcg(row + e);
-            s.total[e] = __ldcg(whole + e);
-        }
-    }
     __syncthreads();
 }
 
-// Adds up the rejected routes (block 0) and the global loads (all blocks, an expert per warp).
-MOE_DEV void moe_collect_status(const MoePlanParams &p, const MoePlanTable &t, u32 over, u32 *sums) {
-    u32 lane = threadIdx.x & 31, warps = blockDim.x >> 5;
-    if (p.logical_load)
-        for (u32 e = blockIdx.x * warps + (threadIdx.x >> 5); e < p.experts; e += gridDim.x * warps) {
-            u32 sum = 0;
-            for (u32 b = lane; b < gridDim.x; b += 32) sum += __ldcg(t.rows + (u64)b * t.stride + t.experts + e);
-            sum = __reduce_add_sync(MOE_ALL, sum);
-            if (lane == 0) ((i32 *)p.logical_load)[e] = (i32)sum;
+// Adds up global loads (all blocks) and rejected routes (block 0; sums[35] holds those over
+// capacity by then, which every block knows in full).
+MOE_DEV void moe_exchange_status(const MoePlanParams &p, const MoeExchange &t, u32 chunks, u32 epoch, u32 *sums) {
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < t.loads; i += gridDim.x * blockDim.x) {
+        u32 a = 0, b = 0;
+        for (u32 c = 0; c < chunks; c++) {
+            u32 w = moe_exchange_load(t.rows + (u64)c * t.stride + t.counts + i, epoch);
+            a += w & 0xffff, b += w >> 16;
         }
-    if (blockIdx.x == 0) {
-        MoeRejected r = {0, 0, 0, 0};
-        for (u32 b = threadIdx.x; b < gridDim.x; b += blockDim.x) {
-            uint4 v = __ldcg((const uint4 *)(t.rows + (u64)b * t.stride + t.experts + t.loads));
-            r.masked += v.x, r.invalid += v.y, r.non_local += v.z, r.not_kept += v.w;
-        }
-        moe_write_status(p, r, over, sums);
+        if (2 * i < p.experts) ((i32 *)p.logical_load)[2 * i] = (i32)a;
+        if (2 * i + 1 < p.experts) ((i32 *)p.logical_load)[2 * i + 1] = (i32)b;
     }
+    if (blockIdx.x) return;
+    for (u32 c = threadIdx.x; c < 2 * chunks; c += blockDim.x) {
+        u32 w = moe_exchange_load(t.rows + (u64)(c / 2) * t.stride + t.counts + t.loads + c % 2, epoch);
+        atomicAdd(&sums[32 + c % 2 * 2], w & 0xffff);
+        atomicAdd(&sums[33 + c % 2 * 2], w >> 16);
+    }
+    __syncthreads();
+    moe_write_status(p, sums);
 }
