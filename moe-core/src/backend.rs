@@ -6,8 +6,8 @@
 #![allow(unsafe_code)]
 
 use crate::oracle::{Capabilities, Knob, Path, TuningTable, Wish};
-use crate::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, RawRows, RawRowsMut, ZeroTailArgs};
-use crate::{DeviceId, DeviceSpec, Error, Limits, Result};
+use crate::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, PlanRef, RawRows, RawRowsMut, Section, ZeroTailArgs};
+use crate::{DeviceId, DeviceSpec, Error, Limits, Readback, Result};
 use std::fmt::Debug;
 use std::ops::Range;
 
@@ -205,6 +205,19 @@ pub unsafe trait CommandQueue: Debug {
     /// What the driver says, of this copy or of anything that was enqueued before.
     fn download(&mut self, src: <Self::Backend as Backend>::Region<'_>, dst: &mut [u8]) -> Result<()>;
 
+    /// Enqueues a copy of device bytes to the host and does not wait for it: what is enqueued later may overwrite them.
+    /// The default waits, as [`download`](Self::download) does; a backend with streams overrides it.
+    ///
+    /// # Errors
+    /// What the driver says; failures of the copy itself come from the [`Readback`].
+    fn start_download(&mut self, src: <Self::Backend as Backend>::Region<'_>) -> Result<Readback> {
+        let mut bytes = vec![0; src.byte_len()];
+        if !bytes.is_empty() {
+            self.download(src, &mut bytes)?;
+        }
+        Ok(Readback::ready(bytes))
+    }
+
     /// Sets every byte. The region is on this device: the caller checked.
     ///
     /// # Errors
@@ -283,6 +296,31 @@ pub unsafe trait PermuteBackend: Backend {
     /// # Errors
     /// What the driver says.
     unsafe fn zero_tail(queue: &mut Self::Queue<'_>, args: ZeroTailArgs<'_, Self>) -> Result<()>;
+
+    /// Adds a plan's `logical_load` (i32 `[E]`) to u32 sums: `sums[at]`, of which each stays below 2³².
+    /// The default adds on the host and waits for the device; a backend with streams overrides it, so that nothing
+    /// waits and a graph can capture it.
+    ///
+    /// # Safety
+    /// See the trait. The plan has a `logical_load`, of `at.len` elements; `at` is inside `sums`.
+    ///
+    /// # Errors
+    /// What the driver says.
+    unsafe fn add_load(
+        queue: &mut Self::Queue<'_>,
+        plan: PlanRef<'_, Self>,
+        sums: &mut Self::Buffer,
+        at: Section,
+    ) -> Result<()> {
+        let Some(load) = plan.arrays.logical_load else { return Ok(()) };
+        let (mut add, mut bytes) = (vec![0; at.len * 4], vec![0; at.len * 4]);
+        queue.download(plan.region(load), &mut add)?;
+        queue.download(sums.region().slice(at.bytes()), &mut bytes)?;
+        for (sum, add) in bytes.as_chunks_mut().0.iter_mut().zip(add.as_chunks().0) {
+            *sum = u32::from_ne_bytes(*sum).wrapping_add(u32::from_ne_bytes(*add)).to_ne_bytes();
+        }
+        queue.upload(&bytes, sums.region_mut().slice(at.bytes()))
+    }
 
     /// Builds a plan and gathers rows with it. `rows` and `out` are as in [`GatherArgs`]; the gather is unweighted.
     /// The default is [`build`](Self::build), then [`gather`](Self::gather); a backend overrides it where one launch

@@ -45,6 +45,10 @@ impl<B: Backend, T: Element, G: Tag> Buf<B, T, G> {
         &self.raw
     }
 
+    pub(crate) fn raw_mut(&mut self) -> &mut B::Buffer {
+        &mut self.raw
+    }
+
     /// Gives the backend's own memory back.
     pub fn into_raw(self) -> B::Buffer {
         self.raw

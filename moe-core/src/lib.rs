@@ -45,6 +45,7 @@ mod error;
 mod ops;
 mod plan;
 mod queue;
+mod readback;
 mod workspace;
 
 pub use any::{BackendVisitor, DeviceVisitor};
@@ -57,6 +58,7 @@ pub use identity::{AnyDeviceId, DeviceId, DeviceSpec};
 pub use ops::{Combine, CombineGrad, Gather};
 pub use plan::{Capacity, Layout, PlanSpec, RoutePlan, Routing, Status};
 pub use queue::Queue;
+pub use readback::{PendingReadback, Readback};
 pub use tag::{Brand, StaticTag, Tag, Untagged};
 pub use workspace::{Limits, Workspace};
 

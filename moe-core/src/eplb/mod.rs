@@ -6,7 +6,8 @@
 //! * [`rebalance`] computes a [`Placement`] from the load of each expert. The algorithm is the one
 //!   DeepSeek published with the DeepSeek-V3 report (<https://arxiv.org/abs/2412.19437>, section
 //!   3.4; <https://github.com/deepseek-ai/EPLB>), with the additions listed at [`Options`].
-//! * [`LoadWindow`] collects the load over the last steps, [`LoadTotals`] adds it over ranks.
+//! * [`LoadRecorder`] sums the load of plans on their device over windows of steps and reads it back while the
+//!   device works on; [`LoadWindow`] does the like on the host; [`LoadTotals`] adds it over ranks.
 //! * [`MigrationPlan`] lists which weights have to be copied where; [`limit_moves`] bounds them.
 //! * [`Balancer`] does the work on a thread of its own and offers placements to be taken up
 //!   between two steps; [`PlacementReader`] is what the hot path holds.
@@ -25,6 +26,7 @@ mod migrate;
 mod pack;
 mod placement;
 mod rebalance;
+mod recorder;
 mod replicate;
 mod reuse;
 mod route;
@@ -41,6 +43,7 @@ pub use error::EplbError;
 pub use migrate::{MigrationPlan, Move};
 pub use placement::Placement;
 pub use rebalance::{Options, rebalance};
+pub use recorder::LoadRecorder;
 pub use route::{INVALID_ID, LogicalId, MASKED_ID, map_ids, physical_id};
 pub use shape::Shape;
 pub use sim::{SimConfig, SimReport, SimRow, simulate};

@@ -21,6 +21,12 @@ impl LoadTotals {
         Ok(Self { layers, experts, steps: 0, sums: vec![0; n] })
     }
 
+    /// Sums that were made elsewhere; their number is layers times experts.
+    pub(super) fn from_sums(layers: usize, experts: usize, steps: usize, sums: Vec<u64>) -> Self {
+        debug_assert_eq!(sums.len(), layers * experts);
+        Self { layers, experts, steps, sums }
+    }
+
     /// L.
     #[must_use]
     pub fn layers(&self) -> usize {

@@ -32,17 +32,19 @@ pub struct Candidate<D> {
     pub(super) outcome: Result<Opened<D>, String>,
 }
 
+impl<D> From<Opened<D>> for Candidate<D> {
+    fn from(opened: Opened<D>) -> Self {
+        Self { backend: opened.id.backend().to_owned(), index: Some(opened.id.ordinal()), outcome: Ok(opened) }
+    }
+}
+
 impl<D> Candidate<D> {
     /// An opened device, for a wish.
     pub fn opened<B: PermuteBackend>(device: Dev<B>, wish: &Wish, wrap: impl FnOnce(Dev<B>) -> D) -> Self {
         let id = device.id().erase();
         let (info, capabilities) = (device.info(), device.raw().capabilities());
         let paths = device.raw().paths(wish);
-        Self {
-            backend: B::NAME.to_owned(),
-            index: Some(id.ordinal()),
-            outcome: Ok(Opened { device: wrap(device), id, info, capabilities, paths }),
-        }
+        Opened { device: wrap(device), id, info, capabilities, paths }.into()
     }
 
     /// A backend, or with an index a device, that cannot be used, and why.
