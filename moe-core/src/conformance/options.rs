@@ -85,6 +85,6 @@ impl Options {
     }
 
     pub(super) fn element_limit(&self) -> usize {
-        self.max_elements.unwrap_or(if self.full { 8 << 20 } else { 1 << 19 })
+        self.max_elements.unwrap_or(if self.full { 8 << 20 } else { 2 << 20 })
     }
 }

@@ -1,0 +1,113 @@
+//! Outputs that share memory with another argument, and memory that is not aligned, are refused before any launch.
+//! Safe slices cannot overlap, so a toy backend lends addresses.
+
+#[path = "support/toy.rs"]
+mod toy;
+
+use moe_core::half::f16;
+use moe_core::{Dev, Limits, PlanSpec, Queue, Result, RoutePlan, Routing, Workspace};
+use std::sync::atomic::Ordering;
+use toy::{LAUNCHES, Toy};
+
+/// T = 4, K = 2, H = 8, all f32: rows `[R, H]` take 256 bytes, `[T, H]` 128, `[T, K]` 32.
+fn setup() -> Result<(Dev<Toy>, Queue<'static, Toy>, Workspace<Toy>, RoutePlan<Toy>)> {
+    let dev = Dev::<Toy>::open(&"toy".parse()?)?;
+    let mut queue = dev.queue()?;
+    let mut workspace = Workspace::new(&mut queue, Limits::new(4, 2, 3))?;
+    let ids = queue.zeros::<i32>(8)?;
+    let plan = RoutePlan::new(&mut queue, &mut workspace, spec(), Routing::top_k(ids.view()))?;
+    Ok((dev, queue, workspace, plan))
+}
+
+fn spec() -> PlanSpec {
+    PlanSpec::new(4, 2, 3)
+}
+
+#[track_caller]
+fn refused(result: Result<()>, message: &str) {
+    assert_eq!(result.expect_err("the overlap was accepted").to_string(), message);
+}
+
+const FAR: u64 = 1 << 40;
+
+#[test]
+fn an_output_that_overlaps_is_refused_before_any_launch() -> Result<()> {
+    let (dev, mut queue, mut workspace, mut plan) = setup()?;
+    let (queue, dev) = (&mut queue, dev.raw());
+    let launches = LAUNCHES.load(Ordering::Relaxed);
+    let r = |start, n: usize| dev.lend::<f32>(start, n * 8)?.rows(8);
+    let rm = |start, n: usize| dev.lend_mut::<f32>(start, n * 8)?.rows(8);
+    let w = |start| dev.lend::<f32>(start, 8);
+
+    // The last byte of one is the first of the other.
+    refused(plan.gather(r(FAR, 4)?).run_into(queue, rm(FAR + 124, 8)?), "gather: out overlaps rows");
+    refused(plan.gather(r(FAR + 252, 4)?).run_into(queue, rm(FAR, 8)?), "gather: out overlaps rows");
+    let op = plan.gather(r(0, 4)?).weights(w(FAR + 28)?);
+    refused(op.run_into(queue, rm(FAR + 56, 8)?), "gather: out overlaps weights");
+
+    refused(plan.combine(r(FAR, 8)?).run_into(queue, rm(FAR + 252, 4)?), "combine: out overlaps rows");
+    let op = plan.combine(r(0, 8)?).weights(w(FAR)?);
+    refused(op.run_into(queue, rm(FAR, 4)?), "combine: out overlaps weights");
+    let op = plan.combine(r(0, 8)?).residual(r(FAR, 4)?);
+    refused(op.run_into(queue, rm(FAR, 4)?), "combine: out overlaps residual");
+    let op = plan.combine(dev.lend::<moe_core::float8::F8E4M3>(0, 64)?.rows(8)?).scales(r(FAR, 8)?, 1);
+    refused(op.run_into(queue, rm(FAR, 4)?), "combine: out overlaps scales");
+
+    let grad = || -> Result<_> { Ok(plan.combine_grad(r(0, 4)?).weights(w(1024)?).rows(r(2048, 8)?)) };
+    let dw = |start| dev.lend_mut::<f32>(start, 8);
+    let into = |queue: &mut _, rows, weights| -> Result<()> {
+        grad()?.run_into::<f32>(queue, Some(rm(rows, 8)?), Some(dw(weights)?))
+    };
+    refused(into(queue, 124, FAR), "combine_grad: grad_rows overlaps grad_out");
+    refused(into(queue, 1028, FAR), "combine_grad: grad_rows overlaps weights");
+    refused(into(queue, 2048, FAR), "combine_grad: grad_rows overlaps rows");
+    refused(into(queue, FAR, FAR + 252), "combine_grad: grad_rows overlaps grad_weights");
+    refused(into(queue, FAR, 124), "combine_grad: grad_weights overlaps grad_out");
+    refused(into(queue, FAR, 1024), "combine_grad: grad_weights overlaps weights");
+    refused(into(queue, FAR, 2048), "combine_grad: grad_weights overlaps rows");
+
+    let ids = |start| dev.lend::<i32>(start, 8);
+    let permute = |plan: &mut RoutePlan<Toy>, queue: &mut _, workspace: &mut _, routing, out| -> Result<()> {
+        plan.permute_into(queue, workspace, spec(), routing, r(0, 4)?, rm(out, 8)?)
+    };
+    let ws = &mut workspace;
+    let plain = || Ok::<_, moe_core::Error>(Routing::top_k(ids(FAR)?));
+    refused(permute(&mut plan, queue, ws, plain()?, 124), "permute_into: out overlaps rows");
+    refused(permute(&mut plan, queue, ws, plain()?, FAR + 28), "permute_into: out overlaps ids");
+    let routing = plain()?.expert_map(dev.lend(FAR + 4096, 3)?);
+    refused(permute(&mut plan, queue, ws, routing, FAR + 4096), "permute_into: out overlaps expert_map");
+    let routing = plain()?.valid_tokens(dev.lend(FAR + 4096, 1)?);
+    refused(permute(&mut plan, queue, ws, routing, FAR + 4096), "permute_into: out overlaps valid_tokens");
+
+    assert_eq!(LAUNCHES.load(Ordering::Relaxed), launches, "something was launched");
+    // One byte after the other is no overlap, and the plan is still built.
+    plan.gather(r(FAR, 4)?).run_into(queue, rm(FAR + 128, 8)?)?;
+    permute(&mut plan, queue, ws, plain()?, FAR + 32)?;
+    assert_eq!(LAUNCHES.load(Ordering::Relaxed), launches + 3, "build and gather of permute, and a gather");
+    Ok(())
+}
+
+#[test]
+fn misaligned_or_short_memory_cannot_become_a_view() -> Result<()> {
+    let dev = Dev::<Toy>::open(&"toy:1".parse()?)?;
+    for (start, ok) in [(4096, true), (4097, false), (4098, false), (4100, true)] {
+        assert_eq!(dev.raw().lend::<f32>(start, 3).is_ok(), ok, "{start}");
+    }
+    let error = dev.raw().lend::<f16>(4097, 3).expect_err("odd address").to_string();
+    assert_eq!(error, "View::from_raw: memory is not aligned to the 2 bytes of its elements");
+    let error = dev.raw().lend_mut::<i64>(4100, 3).expect_err("address of 4").to_string();
+    assert_eq!(error, "ViewMut::from_raw: memory is not aligned to the 8 bytes of its elements");
+    Ok(())
+}
+
+#[test]
+fn a_workspace_of_another_stream_is_refused_by_name() -> Result<()> {
+    let (dev, _, mut workspace, _) = setup()?;
+    let mut other = dev.queue()?;
+    let ids = other.zeros::<i32>(8)?;
+    let result = RoutePlan::new(&mut other, &mut workspace, spec(), Routing::top_k(ids.view()));
+    assert_eq!(result.unwrap_err().to_string(), "build_into: workspace belongs to another stream of toy:0");
+    let result = workspace.grow(&mut other, Limits::new(99, 2, 3));
+    assert_eq!(result.unwrap_err().to_string(), "Workspace::grow: workspace belongs to another stream of toy:0");
+    Ok(())
+}

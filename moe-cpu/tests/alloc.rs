@@ -1,0 +1,119 @@
+//! No `_into` form allocates after warm-up, on the calling thread or inside the pool.
+
+use moe_core::float8::F8E4M3;
+use moe_core::half::bf16;
+use moe_core::{Dev, Layout, Limits, PlanSpec, Queue, Result, RoutePlan, Routing, Workspace};
+use moe_cpu::Cpu;
+use std::alloc::{GlobalAlloc, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// The system's allocator, which counts what all threads ask it for.
+struct Counting;
+
+// SAFETY: every call is passed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: std::alloc::Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: std::alloc::Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: std::alloc::Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: std::alloc::Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Runs `op` until the pool's queues have their size, then counts. The work is large enough for every thread.
+fn allocations(queue: &mut Queue<'_, Cpu>, mut op: impl FnMut(&mut Queue<'_, Cpu>) -> Result<()>) -> Result<usize> {
+    for _ in 0..WARM_UP {
+        op(queue)?;
+    }
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    for _ in 0..RUNS {
+        op(queue)?;
+    }
+    Ok(ALLOCATIONS.load(Ordering::SeqCst) - before)
+}
+
+const WARM_UP: usize = 3;
+const RUNS: usize = 50;
+
+/// One test, so that no other allocates meanwhile.
+#[test]
+fn into_forms_allocate_nothing_after_warm_up() -> Result<()> {
+    let (tokens, top_k, experts, hidden) = (4096, 8, 64, 64);
+    let device = Dev::<Cpu>::open(&"cpu".parse()?)?;
+    let mut queue = device.queue()?;
+    let q = &mut queue;
+    let mut workspace = Workspace::new(q, Limits::new(tokens, top_k, experts))?;
+    let id = |x: usize| (x * 7919 % 1009 % experts) as i32;
+    let ids = q.upload(&(0..tokens * top_k).map(id).collect::<Vec<_>>())?;
+    let map = q.upload(&(0..experts as i32).rev().collect::<Vec<_>>())?;
+    let valid = q.upload(&[tokens as i32 - 5])?;
+    let weights = q.upload(&vec![0.5f32; tokens * top_k])?;
+    let mut found = Vec::new();
+    for layout in [Layout::Packed, Layout::Aligned(16)] {
+        let spec = PlanSpec::new(tokens, top_k, experts).layout(layout).with_m_indices().with_logical_load();
+        let routing = || Routing::top_k(ids.view()).expert_map(map.view()).valid_tokens(valid.view());
+        let mut plan = RoutePlan::new(q, &mut workspace, spec, routing())?;
+        let r = plan.num_rows();
+        let x = q.upload(&vec![bf16::ONE; tokens * hidden])?;
+        let mut y = q.zeros::<bf16>(r * hidden)?;
+        let mut out = q.zeros::<bf16>(tokens * hidden)?;
+        let (y8, scales) = (q.zeros::<F8E4M3>(r * hidden)?, q.zeros::<f32>(r)?);
+        let (mut grad_rows, mut grad_weights) = (q.zeros::<bf16>(r * hidden)?, q.zeros::<f32>(tokens * top_k)?);
+
+        let n = allocations(q, |q| plan.build_into(q, &mut workspace, spec, routing()))?;
+        found.push((layout, "build_into", n));
+        let n = allocations(q, |q| {
+            plan.permute_into(q, &mut workspace, spec, routing(), x.rows(hidden)?, y.rows_mut(hidden)?)
+        })?;
+        found.push((layout, "permute_into", n));
+        let n = allocations(q, |q| plan.gather(x.rows(hidden)?).run_into(q, y.rows_mut(hidden)?))?;
+        found.push((layout, "gather", n));
+        let weighted = || Ok::<_, moe_core::Error>(plan.gather(x.rows(hidden)?).weights(weights.view()));
+        let n = allocations(q, |q| weighted()?.run_into(q, y.rows_mut(hidden)?))?;
+        found.push((layout, "weighted gather", n));
+        let n = allocations(q, |q| {
+            let op = plan.combine(y.rows(hidden)?).weights(weights.view()).residual(x.rows(hidden)?);
+            op.run_into(q, out.rows_mut(hidden)?)
+        })?;
+        found.push((layout, "combine", n));
+        let n = allocations(q, |q| {
+            let op = plan.combine(y8.rows(hidden)?).weights(weights.view()).scales(scales.rows(1)?, hidden);
+            op.run_into(q, out.rows_mut(hidden)?)
+        })?;
+        found.push((layout, "combine of 8-bit floats", n));
+        let n = allocations(q, |q| {
+            let op = plan.combine_grad(x.rows(hidden)?).weights(weights.view()).rows(y.rows(hidden)?);
+            op.run_into(q, Some(grad_rows.rows_mut(hidden)?), Some(grad_weights.view_mut()))
+        })?;
+        found.push((layout, "combine_grad", n));
+        let n = allocations(q, |q| plan.zero_tail(q, grad_rows.rows_mut(hidden)?))?;
+        found.push((layout, "zero_tail", n));
+    }
+    // The counter works: an allocating form is seen.
+    let seen = allocations(q, |q| q.zeros::<u8>(1).map(drop))?;
+    assert!(seen >= RUNS, "the counter saw {seen} of {RUNS} allocations");
+    let guilty: Vec<_> = found.iter().filter(|(_, _, n)| *n > 0).collect();
+    assert!(guilty.is_empty(), "allocations in {RUNS} runs: {guilty:?}");
+    Ok(())
+}
