@@ -1,0 +1,312 @@
+//! A logical device of wgpu.
+
+use crate::buffer::{WgpuRegion, WgpuRegionMut};
+use crate::error::{Lost, backend, catch, ready};
+use crate::kernels::Pipelines;
+use crate::{Wgpu, WgpuMint, WgpuQueue, adapters};
+use moe_core::identity::Registry;
+use moe_core::{Backend, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Result, View, ViewMut};
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+static DEVICES: Registry<WgpuDevice> = Registry::new();
+/// The logical devices that have a key, so that one that was opened here and comes back to be adopted is known.
+static KNOWN: Mutex<Vec<(wgpu::Device, u128)>> = Mutex::new(Vec::new());
+
+/// What a device that this crate makes may use. All of it is used where the adapter has it unless it is switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WgpuOptions {
+    /// f16 by the adapter's `SHADER_F16`. Without it f16 is unpacked by integer operations; results are the same, but
+    /// for subnormals where the adapter flushes them.
+    pub native_f16: bool,
+    /// The most bytes of a buffer that a kernel is shown at once, at most what the adapter allows. Larger data is
+    /// worked on in windows. A multiple of 4, at least 4,096.
+    pub max_binding_bytes: Option<u32>,
+}
+
+impl Default for WgpuOptions {
+    fn default() -> Self {
+        Self { native_f16: true, max_binding_bytes: None }
+    }
+}
+
+/// An opened or adopted logical device.
+#[derive(Clone)]
+pub struct WgpuDevice(Arc<Inner>);
+
+struct Inner {
+    id: DeviceId<Wgpu>,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    native_f16: bool,
+    max_binding: u64,
+    offset_alignment: u64,
+    storage_buffers: u32,
+    max_groups: u32,
+    max_buffer: u64,
+    lost: Lost,
+    /// What a dropped queue could not report.
+    deferred: Mutex<Option<Error>>,
+    pipelines: Pipelines,
+}
+
+impl fmt::Debug for WgpuDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WgpuDevice({}, {})", self.0.id, self.0.info.name)
+    }
+}
+
+impl WgpuDevice {
+    /// Opens a device as [`Device::open`] does, with other options. Other options make another logical device, which
+    /// prints as such (`wgpu:0#2`); the same options twice give the same device.
+    ///
+    /// # Errors
+    /// As [`Device::open`], and [`Error::InvalidArgument`] for options out of their range.
+    pub fn open_with(spec: &DeviceSpec, options: WgpuOptions) -> Result<Self> {
+        let ordinal = spec.ordinal_for::<Wgpu>()?;
+        let found = Self::count()?;
+        let Some(adapter) = adapters::all().get(ordinal as usize) else {
+            return Err(Error::NoSuchDevice { spec: spec.to_string(), backend: Wgpu::NAME, found });
+        };
+        if let Some(bytes) = options.max_binding_bytes.filter(|b| *b < 4096 || b % 4 != 0) {
+            let expected = "a multiple of 4, at least 4096".into();
+            let (op, arg) = ("open", "max_binding_bytes");
+            return Err(Error::InvalidArgument { op, arg, expected, got: bytes.to_string() });
+        }
+        let binding = u128::from(options.max_binding_bytes.unwrap_or(0));
+        let key = u128::from(ordinal) | binding << 32 | u128::from(!options.native_f16) << 64;
+        DEVICES.get_or_open(key, |device| device.0.id.ordinal() == ordinal, |instance| {
+            let wanted = wgpu::Features::SHADER_F16
+                | wgpu::Features::TIMESTAMP_QUERY
+                | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+            let mut features = adapter.features() & wanted;
+            features.set(wgpu::Features::SHADER_F16, options.native_f16 && features.contains(wanted & wgpu::Features::SHADER_F16));
+            let descriptor = wgpu::DeviceDescriptor {
+                label: Some("moe-wgpu"),
+                required_features: features,
+                required_limits: adapter.limits(),
+                ..Default::default()
+            };
+            let opened = ready(adapter.request_device(&descriptor));
+            let (device, queue) = opened.map_err(|e| backend("open", e))?;
+            let lost = Lost::default();
+            let told = lost.clone();
+            device.set_device_lost_callback(move |reason, message| told.set(format!("{reason:?}: {message}")));
+            known(|list| list.push((device.clone(), key)));
+            let id = DeviceId::mint(WgpuMint(()), ordinal, instance, key);
+            Ok(Self::new(id, device, queue, lost, options.max_binding_bytes))
+        })
+    }
+
+    /// The device of a caller's logical device and its queue. Adopting one twice gives the same device; so does
+    /// adopting one that was opened here. It is kept for the life of the process. Features and limits are those that
+    /// it was made with: f16 is native if it has `SHADER_F16`.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn adopt(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
+        let key = known(|list| match list.iter().find(|(other, _)| *other == device) {
+            Some((_, key)) => *key,
+            None => {
+                let key = 1 << 96 | list.len() as u128;
+                list.push((device.clone(), key));
+                key
+            }
+        });
+        let ordinal = adapters::ordinal_of(&device.adapter_info());
+        DEVICES.get_or_open(key, |other| other.0.id.ordinal() == ordinal, |instance| {
+            let id = DeviceId::mint(WgpuMint(()), ordinal, instance, key);
+            // The callback for a lost device stays the caller's.
+            Ok(Self::new(id, device.clone(), queue, Lost::default(), None))
+        })
+    }
+
+    fn new(
+        id: DeviceId<Wgpu>,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        lost: Lost,
+        max_binding: Option<u32>,
+    ) -> Self {
+        let limits = device.limits();
+        let largest = u64::from(u32::MAX - 3).min(limits.max_storage_buffer_binding_size);
+        Self(Arc::new(Inner {
+            id,
+            info: device.adapter_info(),
+            native_f16: device.features().contains(wgpu::Features::SHADER_F16),
+            max_binding: max_binding.map_or(largest, |b| largest.min(u64::from(b))) & !3,
+            offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
+            storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            max_groups: limits.max_compute_workgroups_per_dimension,
+            max_buffer: limits.max_buffer_size & !3,
+            device,
+            queue,
+            lost,
+            deferred: Mutex::new(None),
+            pipelines: Pipelines::default(),
+        }))
+    }
+
+    /// What the adapters of this machine say of themselves, by ordinal.
+    pub fn adapters() -> Vec<wgpu::AdapterInfo> {
+        adapters::all().iter().map(wgpu::Adapter::get_info).collect()
+    }
+
+    /// wgpu's logical device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.0.device
+    }
+
+    /// wgpu's queue.
+    pub fn wgpu_queue(&self) -> &wgpu::Queue {
+        &self.0.queue
+    }
+
+    /// A queue that records into the caller's encoder, which the caller submits. Nothing can be downloaded or waited
+    /// for through it: that is [`Error::Unsupported`]. What is wrong with recorded commands, wgpu reports when the
+    /// caller finishes the encoder.
+    pub fn record<'q>(&self, encoder: &'q mut wgpu::CommandEncoder) -> WgpuQueue<'q> {
+        WgpuQueue::lent(self.clone(), encoder)
+    }
+
+    /// Lends a range of bytes of a caller's buffer to operations on this device, without a copy. The buffer belongs to
+    /// this logical device, has `STORAGE` usage and a size that is a multiple of 4 bytes; the range begins at a multiple
+    /// of the element's size and holds whole elements.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for what does not fit that, [`Error::Misaligned`] for the base.
+    pub fn view<'a, T: Element>(&self, buffer: &'a wgpu::Buffer, bytes: Range<u64>) -> Result<View<'a, Wgpu, T>> {
+        let len = self.check_lent::<T>(buffer, &bytes)?;
+        View::from_raw(WgpuMint(()), self.id(), WgpuRegion::new(buffer, bytes), len)
+    }
+
+    /// Lends a range of bytes of a caller's buffer to be written, as [`view`](Self::view) does.
+    ///
+    /// # Errors
+    /// As [`view`](Self::view).
+    pub fn view_mut<'a, T: Element>(
+        &self,
+        buffer: &'a wgpu::Buffer,
+        bytes: Range<u64>,
+    ) -> Result<ViewMut<'a, Wgpu, T>> {
+        let len = self.check_lent::<T>(buffer, &bytes)?;
+        ViewMut::from_raw(WgpuMint(()), self.id(), WgpuRegionMut(WgpuRegion::new(buffer, bytes)), len)
+    }
+
+    fn check_lent<T: Element>(&self, buffer: &wgpu::Buffer, bytes: &Range<u64>) -> Result<usize> {
+        let refuse = |arg, expected: String, got: String| {
+            Err(Error::InvalidArgument { op: "view", arg, expected, got })
+        };
+        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
+            return refuse("buffer", "a buffer with STORAGE usage".into(), format!("{:?}", buffer.usage()));
+        }
+        if buffer.size() % 4 != 0 {
+            return refuse("buffer", "a size that is a multiple of 4 bytes".into(), buffer.size().to_string());
+        }
+        let size = size_of::<T>() as u64;
+        let whole = bytes.start <= bytes.end && bytes.end <= buffer.size() && (bytes.end - bytes.start) % size == 0;
+        if !whole {
+            let expected = format!("whole elements of {size} bytes inside 0..{}", buffer.size());
+            return refuse("bytes", expected, format!("{bytes:?}"));
+        }
+        if buffer.size() > 0 {
+            let ((), error) = catch(&self.0.device, || self.0.pipelines.try_bind(&self.0.device, buffer));
+            if let Some(error) = error {
+                return refuse("buffer", format!("a buffer of {}", self.0.id), error.to_string());
+            }
+        }
+        Ok(((bytes.end - bytes.start) / size) as usize)
+    }
+
+    pub(crate) fn pipelines(&self) -> &Pipelines {
+        &self.0.pipelines
+    }
+
+    pub(crate) fn native_f16(&self) -> bool {
+        self.0.native_f16
+    }
+
+    /// The most bytes of a buffer that a kernel is shown at once.
+    pub(crate) fn max_binding(&self) -> u64 {
+        self.0.max_binding
+    }
+
+    pub(crate) fn offset_alignment(&self) -> u64 {
+        self.0.offset_alignment
+    }
+
+    pub(crate) fn storage_buffers(&self) -> u32 {
+        self.0.storage_buffers
+    }
+
+    pub(crate) fn max_groups(&self) -> u32 {
+        self.0.max_groups
+    }
+
+    pub(crate) fn max_buffer(&self) -> u64 {
+        self.0.max_buffer
+    }
+
+    /// Keeps the error of a queue that was dropped for the next check.
+    pub(crate) fn defer(&self, error: Error) {
+        self.0.deferred.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(error);
+    }
+
+    pub(crate) fn take_deferred(&self) -> Option<Error> {
+        self.0.deferred.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
+    }
+
+    pub(crate) fn lost(&self) -> &Lost {
+        &self.0.lost
+    }
+}
+
+fn known<R>(f: impl FnOnce(&mut Vec<(wgpu::Device, u128)>) -> R) -> R {
+    f(&mut KNOWN.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+}
+
+// SAFETY: the id is set once, with a key of the logical device; buffers of different logical devices have different
+// keys.
+unsafe impl Device for WgpuDevice {
+    type Backend = Wgpu;
+
+    fn open(spec: &DeviceSpec) -> Result<Self> {
+        Self::open_with(spec, WgpuOptions::default())
+    }
+
+    fn count() -> Result<usize> {
+        match adapters::all().len() {
+            0 => Err(Error::BackendUnavailable {
+                backend: Wgpu::NAME,
+                reason: "no Vulkan, Metal or DX12 adapter was found; a driver, or Mesa's llvmpipe, gives one".into(),
+            }),
+            n => Ok(n),
+        }
+    }
+
+    fn id(&self) -> DeviceId<Wgpu> {
+        self.0.id
+    }
+
+    fn info(&self) -> DeviceInfo {
+        let Inner { info, max_binding, .. } = &*self.0;
+        DeviceInfo {
+            name: info.name.clone(),
+            memory_bytes: None,
+            details: vec![
+                ("api", format!("{:?}", info.backend)),
+                ("kind", format!("{:?}", info.device_type)),
+                ("driver", format!("{} {}", info.driver, info.driver_info)),
+                ("native f16", self.0.native_f16.to_string()),
+                ("largest binding", format!("{max_binding} bytes")),
+            ],
+        }
+    }
+
+    fn queue(&self) -> Result<WgpuQueue<'static>> {
+        self.0.lost.check("queue", self.0.id, "unknown")?;
+        Ok(WgpuQueue::own(self.clone()))
+    }
+}
