@@ -87,7 +87,7 @@ impl<'a> Recording<'a> {
     /// As [`CudaDevice::lend`].
     pub fn lend<T: Element>(&mut self, memory: &'a impl Lend<T>) -> Result<View<'a, Cuda, T>> {
         let view = memory.bytes();
-        let (ptr, len) = self.device.resolve::<T>("lend", view.stream().context(), &view)?;
+        let (ptr, len) = self.device.resolve("lend", view.stream().context(), &view)?;
         self.lent.push(Lent::Read(view));
         let region = CudaRegion { ptr, len, memory: Memory::Captured(self.recorder.number) };
         View::from_raw(CudaMint(()), self.device.id(), region, len / size_of::<T>())
@@ -99,7 +99,7 @@ impl<'a> Recording<'a> {
     /// As [`lend`](Self::lend).
     pub fn lend_mut<T: Element>(&mut self, memory: &'a mut impl LendMut<T>) -> Result<ViewMut<'a, Cuda, T>> {
         let view = memory.bytes_mut();
-        let (ptr, len) = self.device.resolve::<T>("lend_mut", view.stream().context(), &view.as_view())?;
+        let (ptr, len) = self.device.resolve("lend_mut", view.stream().context(), &view.as_view())?;
         self.lent.push(Lent::Write(view));
         let region = CudaRegionMut { ptr, len, memory: MemoryMut::Captured(self.recorder.number) };
         ViewMut::from_raw(CudaMint(()), self.device.id(), region, len / size_of::<T>())

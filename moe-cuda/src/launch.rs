@@ -12,6 +12,7 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDro
 use moe_core::{Error, Result};
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The shape of a launch: one-dimensional blocks in a one-dimensional grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +23,16 @@ pub(crate) struct Shape {
     pub(crate) shared: u32,
     /// Whether all blocks must run at once, because they wait for each other.
     pub(crate) cooperative: bool,
+}
+
+/// A bit for each kernel that this process has launched.
+static LAUNCHED: AtomicU64 = AtomicU64::new(0);
+const _: () = assert!(Kernel::ALL.len() <= 64);
+
+/// Every kernel that operations can pick, and whether this process has launched it: what a test run has covered.
+pub fn kernels_launched() -> Vec<(&'static str, bool)> {
+    let launched = LAUNCHED.load(Ordering::Relaxed);
+    Kernel::ALL.iter().map(|kernel| (kernel.name(), launched & 1 << *kernel as u64 != 0)).collect()
 }
 
 /// An operation that is being enqueued.
@@ -104,6 +115,10 @@ impl<'r> Launch<'r> {
         };
         done.map_err(|error| queue.device().error(self.op, error))?;
         queue.enqueued(self.op);
+        let bit = 1 << kernel as u64;
+        if LAUNCHED.load(Ordering::Relaxed) & bit == 0 {
+            LAUNCHED.fetch_or(bit, Ordering::Relaxed);
+        }
         Ok(())
     }
 

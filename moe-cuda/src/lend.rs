@@ -68,7 +68,7 @@ impl CudaDevice {
     /// [`Error::DeviceMismatch`] if it lives elsewhere, or what the driver says.
     pub fn lend<'a, T: Element>(&self, memory: &'a impl Lend<T>) -> Result<View<'a, Cuda, T>> {
         let view = memory.bytes();
-        let (ptr, len) = self.resolve::<T>("lend", view.stream().context(), &view)?;
+        let (ptr, len) = self.resolve("lend", view.stream().context(), &view)?;
         View::from_raw(
             CudaMint(()),
             self.id(),
@@ -83,13 +83,13 @@ impl CudaDevice {
     /// As [`lend`](Self::lend).
     pub fn lend_mut<'a, T: Element>(&self, memory: &'a mut impl LendMut<T>) -> Result<ViewMut<'a, Cuda, T>> {
         let view = memory.bytes_mut();
-        let (ptr, len) = self.resolve::<T>("lend_mut", view.stream().context(), &view.as_view())?;
+        let (ptr, len) = self.resolve("lend_mut", view.stream().context(), &view.as_view())?;
         let region = CudaRegionMut { ptr, len, memory: MemoryMut::Lent(view) };
         ViewMut::from_raw(CudaMint(()), self.id(), region, len / size_of::<T>())
     }
 
     /// Address and bytes of a caller's memory, once it is known to be on this device.
-    pub(crate) fn resolve<T: Element>(
+    pub(crate) fn resolve(
         &self,
         op: &'static str,
         context: &Arc<CudaContext>,
@@ -121,7 +121,7 @@ impl CudaQueue {
     pub fn adopt_slice<T: Element>(&mut self, slice: CudaSlice<T>) -> Result<Buf<Cuda, T>> {
         let op = "adopt_slice";
         self.not_capturing(op)?;
-        let (ptr, _) = self.device().resolve::<T>(op, slice.context(), &slice.bytes())?;
+        let (ptr, _) = self.device().resolve(op, slice.context(), &slice.bytes())?;
         if !slice.is_empty() && !ptr.is_multiple_of(ALIGN as u64) {
             return Err(Error::Misaligned { op, arg: "slice", expected: ALIGN });
         }

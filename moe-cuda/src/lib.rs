@@ -58,6 +58,7 @@ pub use capture::{Capture, Captured, Recording};
 pub use cudarc;
 pub use device::CudaDevice;
 pub use error::CudaError;
+pub use launch::kernels_launched;
 pub use lend::{Lend, LendMut};
 pub use ptx::SHA256SUMS;
 pub use queue::CudaQueue;
@@ -134,3 +135,7 @@ unsafe impl PermuteBackend for Cuda {
         unsafe { plan::permute(queue, plan, args, rows, out) }
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

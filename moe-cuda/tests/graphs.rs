@@ -186,7 +186,8 @@ fn what_a_graph_cannot_hold_is_a_typed_error_and_leaves_the_stream_usable() {
     let Some(device) = device("cuda") else { return };
     let mut queue = device.queue().unwrap();
     let ids = queue.upload(&[0i32, 1]).unwrap();
-    let tries: [fn(&mut Queue<'static, Cuda>, &Buf<Cuda, i32>) -> moe_core::Result<()>; 4] = [
+    type Try = fn(&mut Queue<'static, Cuda>, &Buf<Cuda, i32>) -> moe_core::Result<()>;
+    let tries: [Try; 4] = [
         |queue, _| queue.zeros::<f32>(8).map(|_| ()),
         |queue, _| queue.upload(&[1i32]).map(|_| ()),
         |queue, ids| queue.download(ids.view()).map(|_| ()),

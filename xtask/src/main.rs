@@ -4,8 +4,10 @@
 mod args;
 mod backends;
 mod doctor;
+mod eplb;
 mod gate;
 mod pack;
+mod ptx;
 mod run;
 
 use args::Args;
@@ -25,11 +27,27 @@ usage: cargo xtask COMMAND [OPTIONS]
              --tokens N               only the first N tokens
              --data DIR               where the recorded files are (default benches/data)
   bench    all backends and peers side by side; `cargo xtask bench --help` lists its options
-  doctor   which backends this machine has, and why not the others
+  doctor   which backends this machine has and why not the others, and which one is chosen for a layer
+             --model NAME             dsv3 (default), qwen3-30b, mixtral
+             --tokens N               largest batch (default 4096)
+             --dtype TYPE             bf16 (default), f16, f32, f8e4m3, f8e5m2
+             --training               the gradients as well
+             --backend NAME[:INDEX]   this one and no other
+             --prefer NAME[:INDEX]    this one where it can do the work
+             --table FILE             measured values of the kernels' thresholds
+  eplb     what balancing experts over GPUs gains, on recorded and on drifting routing; a table and a picture
+             --trace recorded|drift   only one of them
+             --gpus N --nodes N --groups N --replicas N
+             --step-tokens N --window STEPS --interval STEPS --max-moves N
+             --layers N --experts N --top-k N --tokens N --skew X --hold TOKENS --seed N   the drift
+             --data DIR --out DIR     (defaults benches/data, target/eplb)
   test     the whole gate: fmt, clippy, docs, all tests, packaging
              --full                   every case of the conformance suite, not a covering selection
   gpu-pack one folder with all that a GPU machine without cargo needs, and a script that runs it there
              --out DIR                (default .gpu-pack)
+  ptx      compiles the CUDA kernels to the PTX that moe-cuda carries, and looks for register spills
+             --check                  compares with what is committed instead
+             --toolkit DIR            an unpacked toolkit (default: pinned wheels, downloaded to target)
 ";
 
 fn main() -> ExitCode {
@@ -37,9 +55,11 @@ fn main() -> ExitCode {
     let outcome = match args.command().as_deref() {
         Some("run") => run::main(args),
         Some("doctor") => doctor::main(args),
+        Some("eplb") => eplb::main(args),
         Some("test") => gate::main(args),
         Some("bench") => gate::bench(args),
         Some("gpu-pack") => pack::main(args),
+        Some("ptx") => ptx::main(args),
         Some("help" | "--help" | "-h") | None => {
             print!("{HELP}");
             Ok(())

@@ -1,0 +1,137 @@
+//! Every kernel on at most 64 tokens, with tails and canaries: small enough for compute-sanitizer, under which it is run
+//! as `compute-sanitizer --tool memcheck|racecheck|initcheck|synccheck sanitize`.
+
+mod common;
+
+use common::{Rng, device};
+use half::{bf16, f16};
+use moe_core::float8::{F8E4M3, F8E5M2};
+use moe_core::{Buf, CombineInput, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Routing, Workspace};
+use moe_cuda::{Cuda, kernels_launched};
+
+const CANARY: usize = 32;
+
+/// Memory with canary elements on both sides.
+struct Guarded<T: Element> {
+    buf: Buf<Cuda, T>,
+    len: usize,
+    canary: Vec<T>,
+}
+
+impl<T: Element> Guarded<T> {
+    fn new(queue: &mut Queue<'_, Cuda>, len: usize) -> Self {
+        let mut buf = queue.zeros(len + 2 * CANARY).unwrap();
+        queue.fill(buf.view_mut(), 0x3c).unwrap();
+        let canary = queue.download(buf.view().slice(0..CANARY).unwrap()).unwrap();
+        Self { buf, len, canary }
+    }
+
+    fn view(&mut self, shift: usize) -> moe_core::ViewMut<'_, Cuda, T> {
+        self.buf.view_mut().slice(CANARY + shift..CANARY + self.len).unwrap()
+    }
+
+    fn check(&self, queue: &mut Queue<'_, Cuda>) {
+        let all = queue.download(self.buf.view()).unwrap();
+        assert!(all[..CANARY] == self.canary && all[CANARY + self.len..] == self.canary, "a canary was overwritten");
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Case {
+    tokens: usize,
+    top_k: usize,
+    experts: usize,
+    hidden: usize,
+    layout: Layout,
+    /// Elements by which the rows are moved off their alignment.
+    shift: usize,
+}
+
+fn plan(queue: &mut Queue<'_, Cuda>, case: Case) -> RoutePlan<Cuda> {
+    let Case { tokens, top_k, experts, .. } = case;
+    let mut workspace = Workspace::new(queue, Limits::new(tokens, top_k, experts)).unwrap();
+    let spec = PlanSpec::new(tokens, top_k, experts).layout(case.layout).with_m_indices().with_logical_load();
+    let ids = queue.upload(&Rng(1).ids(tokens * top_k, experts)).unwrap();
+    let plan = RoutePlan::new(queue, &mut workspace, spec, Routing::top_k(ids.view())).unwrap();
+    plan.validate(queue).unwrap();
+    plan
+}
+
+fn floats<T: Float>(queue: &mut Queue<'_, Cuda>, case: Case) {
+    let Case { tokens, top_k, experts, hidden: h, shift, .. } = case;
+    let mut rng = Rng(2);
+    let mut workspace = Workspace::new(queue, Limits::new(tokens, top_k, experts)).unwrap();
+    let ids = queue.upload(&rng.ids(tokens * top_k, experts)).unwrap();
+    let x = queue.upload(&rng.floats::<T>(tokens * h + shift)).unwrap();
+    let x = || x.view().slice(shift..tokens * h + shift).unwrap().rows(h).unwrap();
+    let weights = queue.upload(&rng.floats::<f32>(tokens * top_k)).unwrap();
+    let mut plan = plan(queue, case);
+    let spec = PlanSpec::new(tokens, top_k, experts).layout(case.layout);
+    let mut rows = Guarded::<T>::new(queue, plan.num_rows() * h + shift);
+    let out = rows.view(shift).rows(h).unwrap();
+    plan.permute_into(queue, &mut workspace, spec, Routing::top_k(ids.view()), x(), out).unwrap();
+    let out = rows.view(shift).rows(h).unwrap();
+    plan.gather(x()).weights(weights.view()).run_into(queue, out).unwrap();
+    plan.gather(x()).run_into(queue, rows.view(shift).rows(h).unwrap()).unwrap();
+    plan.zero_tail(queue, rows.view(shift).rows(h).unwrap()).unwrap();
+    rows.check(queue);
+    let end = CANARY + plan.num_rows() * h + shift;
+    let y = || rows.buf.view().slice(CANARY + shift..end).unwrap().rows(h).unwrap();
+    let (mut same, mut wide) = (Guarded::<T>::new(queue, tokens * h), Guarded::<f32>::new(queue, tokens * h));
+    plan.combine(y()).weights(weights.view()).run_into(queue, same.view(0).rows(h).unwrap()).unwrap();
+    plan.combine(y()).run_into(queue, wide.view(0).rows(h).unwrap()).unwrap();
+    same.check(queue);
+    wide.check(queue);
+    let (mut dy, mut dw) = (Guarded::<T>::new(queue, plan.num_rows() * h), Guarded::<f32>::new(queue, tokens * top_k));
+    let grad = plan.combine_grad(x()).weights(weights.view()).rows(y());
+    grad.run_into(queue, Some(dy.view(0).rows(h).unwrap()), Some(dw.view(0))).unwrap();
+    dy.check(queue);
+    dw.check(queue);
+}
+
+fn eights<T: CombineInput>(queue: &mut Queue<'_, Cuda>, case: Case) {
+    fn one<T: CombineInput, O: Float>(queue: &mut Queue<'_, Cuda>, plan: &RoutePlan<Cuda>, case: Case) {
+        let h = case.hidden;
+        let rows = queue.zeros::<T>(plan.num_rows() * h).unwrap();
+        let block = 16;
+        let scales = queue.upload(&Rng(3).floats::<f32>(plan.num_rows() * h.div_ceil(block))).unwrap();
+        let mut out = Guarded::<O>::new(queue, case.tokens * h);
+        let scales = scales.rows(h.div_ceil(block)).unwrap();
+        plan.combine(rows.rows(h).unwrap())
+            .scales(scales, block)
+            .run_into(queue, out.view(0).rows(h).unwrap())
+            .unwrap();
+        out.check(queue);
+    }
+    let plan = plan(queue, case);
+    one::<T, f32>(queue, &plan, case);
+    one::<T, f16>(queue, &plan, case);
+    one::<T, bf16>(queue, &plan, case);
+}
+
+#[test]
+fn every_kernel_stays_inside_of_its_memory() {
+    let Some(device) = device("cuda") else { return };
+    let mut queue = device.queue().unwrap();
+    let base = Case { tokens: 33, top_k: 4, experts: 7, hidden: 64, layout: Layout::Aligned(4), shift: 0 };
+    let cases = [
+        base,
+        Case { hidden: 61, layout: Layout::Packed, ..base }, // no row is aligned to more than an element
+        Case { shift: 1, layout: Layout::Padded(40), ..base }, // nor is any address
+        Case { tokens: 64, top_k: 33, experts: 40, ..base }, // the permute with a barrier
+        Case { tokens: 64, top_k: 257, experts: 300, hidden: 16, ..base }, // and the plan
+        Case { tokens: 1, top_k: 1, experts: 1, hidden: 2_056, ..base }, // rows that several blocks share
+    ];
+    for case in cases {
+        floats::<f32>(&mut queue, case);
+        floats::<f16>(&mut queue, case);
+        floats::<bf16>(&mut queue, case);
+    }
+    eights::<F8E4M3>(&mut queue, base);
+    eights::<F8E5M2>(&mut queue, base);
+    queue.synchronize().unwrap();
+    let launched = kernels_launched();
+    launched.iter().filter(|(_, launched)| *launched).for_each(|(name, _)| println!("covered: {name}"));
+    let missing: Vec<_> = launched.iter().filter(|(_, launched)| !launched).collect();
+    assert!(missing.is_empty(), "kernels that were not launched: {missing:?}");
+}
