@@ -1,6 +1,6 @@
 //! criterion benchmarks of the primitives on the CPU backend: `cargo bench -p moe-benches`.
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BenchmarkId, Criterion, Throughput};
 use moe_benches::cases::{Case, MODELS, Op, RoutingKind, Rows};
 use moe_benches::cpu::CpuTarget;
 use moe_benches::routing::Ids;
@@ -31,5 +31,8 @@ fn primitives(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, primitives);
-criterion_main!(benches);
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    primitives(&mut criterion);
+    criterion.final_summary();
+}

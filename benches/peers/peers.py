@@ -27,7 +27,7 @@ DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 CALLS, REPLAYS = 20, 15
 SCALE_BLOCK = 128
 COLD_TOKENS = 128
-FLUSH_BYTES = 256 << 20
+FLUSH_BYTES = 128 << 20
 INDEX_BYTES = 4
 
 

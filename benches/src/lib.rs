@@ -9,9 +9,12 @@ pub mod args;
 pub mod candle;
 pub mod cases;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod figures;
 pub mod html;
 pub mod machine;
+pub mod markdown;
 pub mod progress;
 pub mod report;
 pub mod routing;
@@ -19,9 +22,16 @@ pub mod stats;
 pub mod suite;
 pub mod table;
 pub mod target;
+#[cfg(feature = "wgpu")]
+pub mod wgpu;
 pub mod work;
 
 /// Any error, with its message.
 pub type Error = Box<dyn std::error::Error + Send + Sync>;
 /// A result with any error.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// The examples of the workspace's README are tests of this package, which is not published and may look outside.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

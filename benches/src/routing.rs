@@ -43,7 +43,7 @@ impl Recorded {
     }
 
     fn checked(ids: &[u8]) -> Result<Vec<u8>> {
-        let whole = !ids.is_empty() && ids.len() % RECORDED_TOP_K == 0;
+        let whole = !ids.is_empty() && ids.len().is_multiple_of(RECORDED_TOP_K);
         if !whole || ids.iter().any(|id| usize::from(*id) >= RECORDED_EXPERTS) {
             return Err("recorded ids are not [T, 4] below 32".into());
         }
@@ -151,7 +151,7 @@ impl Ids {
             .then(|| (0..experts).map(|e| if e < local { e as i32 } else { -1 }).collect::<Vec<i32>>());
         let is_local = |id: &i32| (*id as usize) < local;
         let local_routes = ids.iter().filter(|id| is_local(id)).count();
-        let local_tokens = ids.chunks(top_k).filter(|token| token.iter().any(|id| is_local(id))).count();
+        let local_tokens = ids.chunks(top_k).filter(|token| token.iter().any(is_local)).count();
         Ok(Self { ids, expert_map, local_routes, local_tokens })
     }
 }

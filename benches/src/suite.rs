@@ -8,7 +8,7 @@ use crate::progress::Progress;
 use crate::report::{Kind, Record, Report, Run};
 use crate::routing::{Ids, Recorded};
 use crate::stats::{Effort, Job, Samples};
-use crate::target::{Copies, Target};
+use crate::target::{Copies, Measured, Target};
 use crate::work::Work;
 use crate::{Error, Result};
 use moe_core::{Backend, Dev, DeviceSpec};
@@ -138,55 +138,71 @@ impl<'a> Suite<'a> {
             self.skip(format!("{case}: needs {:.1} GiB of memory, may take {:.1}", gib(needs), gib(has)));
             return Ok(());
         }
+        match self.measure_case(target, case, &ops, progress) {
+            Err(e) if refused(&e) => {
+                self.skip(format!("{case} on {}: {e}", target.device()));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn measure_case<T: Target>(
+        &mut self,
+        target: &mut T,
+        case: Case,
+        ops: &[Op],
+        progress: &mut Progress,
+    ) -> Result<()> {
         let ids = Ids::new(&case, self.recorded.as_ref())?;
         let mut work = Work::new(target.queue(), case, &ids)?;
         target.prepare_copies(ops.iter().map(|op| work.copy_len(*op)).max().unwrap_or(0))?;
         let peer = Peer::new(self.args, target, &case, &ids)?;
-        for op in ops {
+        for op in ops.iter().copied() {
             progress.step(&format!("{case} {op}"));
             let (ways, jobs): (Vec<_>, Vec<_>) = peer.ways(op).into_iter().unzip();
             let measured = target.measure(&mut work, op, jobs, self.effort)?;
-            let mut record = self.record(target, &work, op, &measured.ours);
-            record.copies = medians(&measured.copies);
+            let ours = record(target, &work, op, &measured, "hot");
             let best = ways.into_iter().zip(&measured.peers).filter(|(_, s)| !s.is_empty()).collect();
-            if let Some(peer) = peer_record(&record, best) {
-                self.report.records.push(peer);
-            }
-            self.report.records.push(record);
+            self.report.records.extend(peer_record(&ours, best));
+            self.report.records.push(ours);
             if self.args.cold
                 && case.tokens <= COLD_TOKENS
-                && let Some(samples) = target.measure_cold(&mut work, op, self.effort)?
+                && let Some(measured) = target.measure_cold(&mut work, op, self.effort)?
             {
-                let mut record = self.record(target, &work, op, &samples);
-                record.cache = "cold".into();
-                self.report.records.push(record);
+                self.report.records.push(record(target, &work, op, &measured, "cold"));
             }
         }
         Ok(())
     }
+}
 
-    fn record<T: Target>(&self, target: &T, work: &Work<T::Backend>, op: Op, samples: &Samples) -> Record {
-        let case = work.case();
-        Record {
-            run: 0,
-            contender: target.name().into(),
-            kind: Kind::Ours,
-            device: target.device(),
-            device_name: target.device_name(),
-            model: case.model.name.into(),
-            op: op.name().into(),
-            dtype: case.rows.name().into(),
-            routing: case.routing.name().into(),
-            tokens: case.tokens,
-            cache: "hot".into(),
-            us: samples.median(),
-            us_min: samples.min(),
-            samples: samples.len(),
-            bytes: work.bytes(op),
-            copies: BTreeMap::new(),
-            way: None,
-            other_ways: BTreeMap::new(),
-        }
+/// Whether a device said that a case is too large for it, or not for it.
+fn refused(error: &Error) -> bool {
+    matches!(error.downcast_ref(), Some(moe_core::Error::OutOfMemory { .. } | moe_core::Error::Unsupported { .. }))
+}
+
+fn record<T: Target>(target: &T, work: &Work<T::Backend>, op: Op, measured: &Measured, cache: &str) -> Record {
+    let case = work.case();
+    Record {
+        run: 0,
+        contender: target.name().into(),
+        kind: Kind::Ours,
+        device: target.device(),
+        device_name: target.device_name(),
+        model: case.model.name.into(),
+        op: op.name().into(),
+        dtype: case.rows.name().into(),
+        routing: case.routing.name().into(),
+        tokens: case.tokens,
+        cache: cache.into(),
+        us: measured.ours.median(),
+        us_min: measured.ours.min(),
+        samples: measured.ours.len(),
+        bytes: work.bytes(op),
+        copies: medians(&measured.copies),
+        way: None,
+        other_ways: BTreeMap::new(),
     }
 }
 

@@ -65,7 +65,7 @@ pub trait Target {
     ///
     /// # Errors
     /// What the library says.
-    fn measure_cold(&mut self, work: &mut Work<Self::Backend>, op: Op, effort: Effort) -> Result<Option<Samples>> {
+    fn measure_cold(&mut self, work: &mut Work<Self::Backend>, op: Op, effort: Effort) -> Result<Option<Measured>> {
         let _ = (work, op, effort);
         Ok(None)
     }
