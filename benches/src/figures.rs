@@ -72,9 +72,14 @@ fn bars(r: &Record) -> Vec<Bar> {
 /// 131,072 tokens of 8 routes: 1,048,576 ids of 256 experts.
 const PLAN_TOKENS: usize = 131_072;
 
+/// The faster of the two copies that share the work between the threads: what the bars are relative to.
+fn shared_copy(r: &Record) -> Option<f64> {
+    ["memcpy", "streaming"].iter().filter_map(|name| r.copies.get(*name).copied()).reduce(f64::min)
+}
+
 fn figure(report: &Report, r: &Record, bar: Bar) -> Figure {
     let got = match bar {
-        Bar::OverCopy(_) => r.ratio(),
+        Bar::OverCopy(_) => shared_copy(r).map(|copy| r.us / copy),
         Bar::OverPeer(_) => report.best_peer(r).map(|(_, times)| times),
     };
     let versus = match (bar, report.best_peer(r)) {

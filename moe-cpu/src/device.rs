@@ -1,19 +1,24 @@
 //! A CPU device: a thread pool with an ordinal.
 
 use crate::buffer::{CpuRegion, CpuRegionMut};
-use crate::kernels::Tier;
+use crate::kernels::{INSTRUCTIONS, KNOBS, STREAM_BYTES, STREAM_ROW, TASK_BYTES, Thresholds, Tier};
 use crate::{Cpu, CpuMint, CpuQueue};
 use moe_core::dtype::{as_bytes, as_bytes_mut};
 use moe_core::identity::Registry;
-use moe_core::{Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Result, View, ViewMut};
+use moe_core::oracle::{Capabilities, DeviceClass, Knob, Op, Path, Tuned, TuningTable, Wish};
+use moe_core::{Backend, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Result, View, ViewMut};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Ordinals that can be opened. Each is a pool of its own, so a typing error should not make one.
 const MAX_POOLS: u32 = 64;
 
 static DEVICES: Registry<CpuDevice> = Registry::new();
+
+/// Bytes per second that a thread is assumed to copy, and all threads together, for the choice between backends.
+const THREAD_BANDWIDTH: f64 = 12e9;
+const MAX_BANDWIDTH: f64 = 150e9;
 
 /// An opened CPU device.
 #[derive(Clone)]
@@ -23,12 +28,13 @@ struct Inner {
     id: DeviceId<Cpu>,
     pool: Arc<ThreadPool>,
     adopted: bool,
-    tier: Tier,
+    /// What operations run with, and the table that it comes from.
+    tuning: RwLock<(Tier, Tuned)>,
 }
 
 impl fmt::Debug for CpuDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CpuDevice({}, {} threads, {})", self.0.id, self.num_threads(), self.0.tier.name())
+        write!(f, "CpuDevice({}, {} threads, {})", self.0.id, self.num_threads(), self.tier().name())
     }
 }
 
@@ -46,7 +52,8 @@ impl CpuDevice {
 
     fn new(ordinal: u32, instance: u32, key: u128, pool: Arc<ThreadPool>, adopted: bool) -> Self {
         let id = DeviceId::mint(CpuMint(()), ordinal, instance, key);
-        Self(Arc::new(Inner { id, pool, adopted, tier: Tier::best() }))
+        let tuning = RwLock::new((Tier::best(), Tuned::built_in(KNOBS)));
+        Self(Arc::new(Inner { id, pool, adopted, tuning }))
     }
 
     /// Lends a caller's slice to operations on this device, without a copy.
@@ -73,7 +80,12 @@ impl CpuDevice {
     }
 
     pub(crate) fn tier(&self) -> Tier {
-        self.0.tier
+        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// The values in use, measured or built in.
+    pub fn tuned(&self) -> Tuned {
+        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).1.clone()
     }
 }
 
@@ -109,12 +121,67 @@ unsafe impl Device for CpuDevice {
         DeviceInfo {
             name: format!("{} threads", self.num_threads()),
             memory_bytes: total_memory(),
-            details: vec![("arch", std::env::consts::ARCH.into()), ("kernels", self.0.tier.name().into())],
+            details: vec![("arch", std::env::consts::ARCH.into()), ("kernels", self.tier().name().into())],
         }
     }
 
     fn queue(&self) -> Result<CpuQueue> {
         Ok(CpuQueue::new(self.clone()))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let bandwidth = (THREAD_BANDWIDTH * self.num_threads() as f64).min(MAX_BANDWIDTH);
+        Capabilities::of(DeviceClass::Cpu).bandwidth(bandwidth).note("12 GB/s a thread, at most 150, are assumed")
+    }
+
+    fn knobs(&self) -> &'static [Knob] {
+        KNOBS
+    }
+
+    fn tune(&self, table: &TuningTable) -> Result<()> {
+        let tuned = table.tuned(Cpu::NAME, &self.info().name, KNOBS)?;
+        let word = tuned.get(&INSTRUCTIONS);
+        let tier = Tier::named(word).ok_or_else(|| Error::InvalidArgument {
+            op: "tune",
+            arg: INSTRUCTIONS.key,
+            expected: "an instruction set that this machine has".into(),
+            got: INSTRUCTIONS.format(word),
+        })?;
+        let tuning = (tier.with(Thresholds::new(&tuned)), tuned);
+        *self.0.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
+        Ok(())
+    }
+
+    fn paths(&self, wish: &Wish) -> Vec<Path> {
+        let (tier, tuned, sizes) = (self.tier(), self.tuned(), wish.sizes());
+        let from = |knob: &Knob| {
+            let value = knob.format(tuned.get(knob));
+            format!("{} {value}, {}", knob.key, if tuned.is_measured(knob) { "measured" } else { "built in" })
+        };
+        let instructions = match tuned.get(&INSTRUCTIONS) {
+            0 => "the widest that the processor has".to_owned(),
+            _ => from(&INSTRUCTIONS),
+        };
+        let mut paths = vec![Path { what: "instructions", taken: tier.name().into(), why: instructions }];
+        let row = sizes.hidden_size.saturating_mul(wish.dtype().size());
+        let tokens = sizes.typical_tokens;
+        for &op in wish.wanted_ops() {
+            let (what, rows) = match op {
+                Op::Gather | Op::WeightedGather => ("gather: stores", tokens.saturating_mul(sizes.top_k)),
+                Op::Combine => ("combine: stores", tokens),
+                Op::CombineGrad => ("combine_grad: stores", tokens.saturating_mul(sizes.top_k)),
+                _ => continue,
+            };
+            let bytes = rows.saturating_mul(row);
+            let streams = tier.thresholds().streams(bytes, row);
+            let taken = if streams { "past the cache" } else { "through the cache" };
+            let why = format!("{bytes} bytes in rows of {row} ({}; {})", from(&STREAM_BYTES), from(&STREAM_ROW));
+            paths.push(Path { what, taken: taken.into(), why });
+        }
+        let grain = tier.thresholds().grain_for(row.saturating_mul(sizes.top_k));
+        let why = format!("a task moves about as many bytes as {}", from(&TASK_BYTES));
+        paths.push(Path { what: "tasks", taken: format!("{grain} tokens each"), why });
+        paths
     }
 }
 

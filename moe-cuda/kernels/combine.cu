@@ -48,69 +48,78 @@ template <u32 D, u32 V> union MoeVec {
     }
 };
 
-// B routes at a time: lane j of each warp reads slot and weight j, then all loads of the B rows go
-// out, then the sums. Fewer routes than B: a token with few of them needs fewer registers.
-template <u32 Y, u32 X, u32 B>
+// B routes of U vectors at a time: their slots, then all B * U loads, then weights and sums. Few
+// routes take more vectors, so that the bytes in flight do not depend on k.
+template <u32 Y, u32 X, u32 B, u32 U>
 MOE_DEV void moe_combine_rows(const MoeCombineParams &c) {
     const u32 V = Y == MOE_F32 ? 4 : 8;
-    u32 t = blockIdx.x / c.splits, part = blockIdx.x - t * c.splits, lane = threadIdx.x & 31;
+    u32 t = blockIdx.x / c.splits, part = blockIdx.x % c.splits;
     const i32 *slot = (const i32 *)c.slot + (u64)t * c.k;
     u32 units = (u32)(c.hidden / V);
-    u32 first = c.splits == 1 ? 0 : (u32)((u64)units * part / c.splits);
-    u32 end = c.splits == 1 ? units : (u32)((u64)units * (part + 1) / c.splits);
+    u32 end = (u32)((u64)units * (part + 1) / c.splits);
     u64 out = c.output + t * c.output_stride;
     bool scaled = (Y == MOE_E4M3 || Y == MOE_E5M2) && c.scales;
-    for (u32 base = first; base < end; base += blockDim.x) {
-        u32 u = base + threadIdx.x;
-        bool live = u < end;
-        float acc[V];
+    for (u32 u = (u32)((u64)units * part / c.splits) + threadIdx.x; u < end; u += U * blockDim.x) {
+        float acc[U][V];
 #pragma unroll
-        for (u32 i = 0; i < V; i++) acc[i] = 0.0f;
-        if (c.initial && live) {
-            MoeVec<X, V> v;
-            v.load(c.initial + t * c.initial_stride, u);
+        for (u32 n = 0; n < U; n++) {
 #pragma unroll
-            for (u32 i = 0; i < V; i++) acc[i] = MoeType<X>::widen(v.lane[i]);
+            for (u32 i = 0; i < V; i++) acc[n][i] = 0.0f;
+            if (c.initial && u + n * blockDim.x < end) {
+                MoeVec<X, V> v;
+                v.load(c.initial + t * c.initial_stride, u + n * blockDim.x);
+#pragma unroll
+                for (u32 i = 0; i < V; i++) acc[n][i] = MoeType<X>::widen(v.lane[i]);
+            }
         }
         for (u32 j0 = 0; j0 < c.k; j0 += B) {
-            bool has = lane < B && j0 + lane < c.k;
-            i32 mine = has ? __ldg(slot + j0 + lane) : -1;
-            float weight = 1.0f;
-            if (has && (u64)(i64)mine < c.out_rows) weight = moe_load_any(c.weights, (u64)t * c.k + j0 + lane, c.weight_dtype);
-            i32 row[B];
-            MoeVec<Y, V> v[B];
+            u64 row[B];
+            MoeVec<Y, V> v[B][U];
 #pragma unroll
-            for (u32 j = 0; j < B; j++) {
-                row[j] = __shfl_sync(0xffffffffu, mine, j);
-                if (!live || (u64)(i64)row[j] >= c.out_rows) row[j] = -1;
-                if (row[j] >= 0) v[j].load(c.rows + (u64)row[j] * c.row_stride, u);
-            }
+            for (u32 j = 0; j < B; j++) row[j] = j0 + j < c.k ? (u64)(i64)__ldg(slot + j0 + j) : ~0ull;
 #pragma unroll
-            for (u32 j = 0; j < B; j++) {
-                float w = __shfl_sync(0xffffffffu, weight, j);
-                if (row[j] < 0) continue;
-                if (scaled)
-                    w = __fmul_rn(w, __ldg((const float *)(c.scales + (u64)row[j] * c.scale_stride) +
-                                           u * V / c.scale_block));
+            for (u32 j = 0; j < B; j++)
+                if (row[j] < c.out_rows)
 #pragma unroll
-                for (u32 i = 0; i < V; i++) acc[i] = __fmaf_rn(w, MoeType<Y>::widen(v[j].lane[i]), acc[i]);
-            }
+                    for (u32 n = 0; n < U; n++)
+                        if (n == 0 || u + n * blockDim.x < end)
+                            v[j][n].load(c.rows + row[j] * c.row_stride, u + n * blockDim.x);
+            float w[B];
+#pragma unroll
+            for (u32 j = 0; j < B; j++)
+                if (row[j] < c.out_rows) w[j] = moe_load_any(c.weights, (u64)t * c.k + j0 + j, c.weight_dtype);
+#pragma unroll
+            for (u32 j = 0; j < B; j++)
+                if (row[j] < c.out_rows)
+#pragma unroll
+                    for (u32 n = 0; n < U; n++) {
+                        float f = w[j];
+                        if (scaled && (n == 0 || u + n * blockDim.x < end))
+                            f = __fmul_rn(f, __ldg((const float *)(c.scales + row[j] * c.scale_stride) +
+                                                   (u64)(u + n * blockDim.x) * V / c.scale_block));
+#pragma unroll
+                        for (u32 i = 0; i < V; i++)
+                            acc[n][i] = __fmaf_rn(f, MoeType<Y>::widen(v[j][n].lane[i]), acc[n][i]);
+                    }
         }
-        if (!live) continue;
-        MoeVec<X, V> o;
 #pragma unroll
-        for (u32 i = 0; i < V; i++) o.lane[i] = MoeType<X>::narrow(acc[i]);
-        o.store(out, u);
+        for (u32 n = 0; n < U; n++)
+            if (u + n * blockDim.x < end) {
+                MoeVec<X, V> o;
+#pragma unroll
+                for (u32 i = 0; i < V; i++) o.lane[i] = MoeType<X>::narrow(acc[n][i]);
+                o.store(out, u + n * blockDim.x);
+            }
     }
     if (part + 1 == c.splits)
         for (u64 h = (u64)units * V + threadIdx.x; h < c.hidden; h += blockDim.x)
             moe_store_any(out, h, X, moe_combine_element(c, t, h, slot));
 }
 
-#define MOE_COMBINE(y, x, Y, X)                                                                       \
-    extern "C" __global__ void __launch_bounds__(256, 3) moe_combine_##y##_##x(MoeCombineParams c) {     \
-        if (c.k <= 2) moe_combine_rows<Y, X, 2>(c);                                                   \
-        else moe_combine_rows<Y, X, 8>(c);                                                            \
+#define MOE_COMBINE(y, x, Y, X)                                                                   \
+    extern "C" __global__ void __launch_bounds__(128, 6) moe_combine_##y##_##x(MoeCombineParams c) { \
+        if (c.k <= 2) moe_combine_rows<Y, X, 2, 2>(c);                                            \
+        else moe_combine_rows<Y, X, 8, 1>(c);                                                     \
     }
 MOE_COMBINE(f32, f32, MOE_F32, MOE_F32)
 MOE_COMBINE(f16, f16, MOE_F16, MOE_F16)

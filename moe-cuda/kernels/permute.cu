@@ -113,19 +113,25 @@ moe_permute_tiny(MoePermuteParams q) {
     if (threadIdx.x < valid) other = moe_route_local(p, moe_route_id(p, threadIdx.x), threadIdx.x);
     uint4 v = make_uint4(0, 0, 0, 0);
     if (unit < end) v = moe_read_row(in + unit);
-    u32 mine_before = 0;
-    for (u32 base = 0;;) {
-        u32 x = base + threadIdx.x;
-        for (u32 j = 0; j < p.k; j++) {
-            i32 e = __shfl_sync(MOE_ALL, mine, j);
-            bool before = other >= 0 && (other < e || (other == e && x < begin + j));
-            u32 n = __popc(__ballot_sync(MOE_ALL, before));
-            if (lane == j) mine_before += n;
+    // (expert, route) as one number; what is not placed comes last.
+    u32 my_key = mine >= 0 ? (u32)mine << 16 | (begin + lane) : 0, mine_before = 0;
+    for (u32 j0 = 0; j0 < p.k; j0 += 8) {
+        u32 key[8], n[8];
+#pragma unroll
+        for (u32 j = 0; j < 8; j++) key[j] = __shfl_sync(MOE_ALL, my_key, j0 + j), n[j] = 0;
+        for (u32 base = 0; base < valid; base += blockDim.x) {
+            u32 x = base + threadIdx.x;
+            i32 e = other;
+            if (base || j0) e = x < valid ? moe_route_local(p, moe_route_id(p, x), x) : MOE_ROUTE_ABSENT;
+            u32 k = e >= 0 ? (u32)e << 16 | x : 0xffffffffu;
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) n[j] += k < key[j];
         }
-        base += blockDim.x;
-        if (base >= valid) break;
-        x = base + threadIdx.x;
-        other = x < valid ? moe_route_local(p, moe_route_id(p, x), x) : MOE_ROUTE_ABSENT;
+#pragma unroll
+        for (u32 j = 0; j < 8; j++) {
+            u32 sum = __reduce_add_sync(MOE_ALL, n[j]);
+            if (lane == j0 + j) mine_before = sum;
+        }
     }
     partial[lane][warp] = mine_before;
     __syncthreads();
@@ -189,8 +195,8 @@ moe_permute_grid(MoePermuteParams q) {
     u32 rank = moe_rank_local(p, s, c, member == 0, sums, &expert);
     if (member == 0) moe_exchange_publish(p, s, t, chunk, epoch, sums);
     __syncthreads();
-    if (threadIdx.x >= 32 && threadIdx.x < 36) sums[threadIdx.x] = 0;
-    moe_exchange_collect(s, t, chunk, chunks, epoch);
+    moe_exchange_leave(t, epoch);
+    moe_exchange_collect(s, t, chunk, chunks, epoch, sums);
     moe_layout(p, s, blockIdx.x, gridDim.x, sums);
     u32 x = c.begin + threadIdx.x;
     i32 slot = -1;
@@ -209,17 +215,17 @@ moe_permute_grid(MoePermuteParams q) {
         const i32 *to = slots + local * p.k;
         u32 end = units * (part + 1) / splits;
         const uint4 *in = (const uint4 *)(q.rows[0].input + (u64)tok * q.rows[0].input_stride);
-        for (u32 base = units * part / splits + thread; base < end; base += 8 * 128) {
-            uint4 v[8];
+        for (u32 base = units * part / splits + thread; base < end; base += 4 * 128) {
+            uint4 v[4];
 #pragma unroll
-            for (u32 i = 0; i < 8; i++)
+            for (u32 i = 0; i < 4; i++)
                 if (base + i * 128 < end) v[i] = moe_read_row(in + base + i * 128);
             for (u32 j = 0; j < p.k; j++) {
                 i32 row = to[j];
                 if (row < 0) continue;
                 uint4 *out = (uint4 *)(q.rows[0].output + (u64)row * q.rows[0].output_stride) + base;
 #pragma unroll
-                for (u32 i = 0; i < 8; i++)
+                for (u32 i = 0; i < 4; i++)
                     if (base + i * 128 < end)
                         asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(out + i * 128),
                                      "r"(v[i].x), "r"(v[i].y), "r"(v[i].z), "r"(v[i].w), "l"(policy)
@@ -233,5 +239,4 @@ moe_permute_grid(MoePermuteParams q) {
     }
     moe_zero_own_padding(q, s);
     moe_exchange_status(p, t, chunks, epoch, sums);
-    moe_exchange_leave(t, epoch);
 }

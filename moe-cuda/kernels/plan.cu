@@ -45,8 +45,8 @@ moe_plan_grid(MoePlanParams p) {
         for (u32 e = first; e < last; e++) local[e] = before, before += s.next[e];
     }
     __syncthreads();
-    if (threadIdx.x >= 32 && threadIdx.x < 36) sums[threadIdx.x] = 0;
-    moe_exchange_collect(s, t, blockIdx.x, gridDim.x, epoch);
+    moe_exchange_leave(t, epoch);
+    moe_exchange_collect(s, t, blockIdx.x, gridDim.x, epoch, sums);
     moe_layout(p, s, blockIdx.x, gridDim.x, sums);
     bool many = c.end - c.begin > p.rank_warps * 32;
     int2 *order = (int2 *)p.order;
@@ -65,5 +65,4 @@ moe_plan_grid(MoePlanParams p) {
     if (order)
         for (u32 i = c.begin + placed_here + threadIdx.x; i < c.end; i += blockDim.x) order[i] = make_int2(-1, -1);
     moe_exchange_status(p, t, gridDim.x, epoch, sums);
-    moe_exchange_leave(t, epoch);
 }

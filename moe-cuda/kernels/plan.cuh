@@ -291,8 +291,8 @@ MOE_DEV void moe_count_all(const MoePlanParams &p, const MoePlanShared &s, const
 
 // The grid kernels exchange counts through scratch without a barrier: a word holds two counts of
 // 16 bits under the number of the call (its epoch), so a reader knows from the word itself that it
-// is this call's. Scratch: 64 words, zeroed once, then chunks * words: EP counts, XP global
-// loads (if asked for), 4 rejected.
+// is this call's. Scratch: 64 words, zeroed once, then for each chunk: EP counts, 4 rejected, XP
+// global loads (if asked for).
 struct MoeExchange {
     u32 *epoch, *left;
     u64 *rows;
@@ -326,15 +326,12 @@ MOE_DEV u32 moe_exchange_load(const u64 *word, u32 epoch) {
     return (u32)v;
 }
 
-// The last block out makes the scratch ready for the next call.
+// Every block has read the epoch once all have been here: the last one makes the scratch ready for
+// the next call. Called after a barrier of the block, off the path that others wait for.
 MOE_DEV void moe_exchange_leave(const MoeExchange &t, u32 epoch) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        if (atomicAdd(t.left, 1u) == gridDim.x - 1) {
-            *t.left = 0;
-            *t.epoch = epoch;
-        }
+    if (threadIdx.x == blockDim.x - 1 && atomicAdd(t.left, 1u) == gridDim.x - 1) {
+        *t.left = 0;
+        *t.epoch = epoch;
     }
 }
 
@@ -398,20 +395,23 @@ MOE_DEV void moe_exchange_publish(const MoePlanParams &p, const MoePlanShared &s
     for (u32 i = threadIdx.x; i < t.counts; i += blockDim.x)
         moe_exchange_store(row + i, epoch, s.next[2 * i], s.next[2 * i + 1]);
     for (u32 i = threadIdx.x; i < t.loads; i += blockDim.x)
-        moe_exchange_store(row + t.counts + i, epoch, s.load[2 * i], s.load[2 * i + 1]);
+        moe_exchange_store(row + t.counts + 2 + i, epoch, s.load[2 * i], s.load[2 * i + 1]);
     if (threadIdx.x < 2)
-        moe_exchange_store(row + t.counts + t.loads + threadIdx.x, epoch, sums[32 + 2 * threadIdx.x],
+        moe_exchange_store(row + t.counts + threadIdx.x, epoch, sums[32 + 2 * threadIdx.x],
                            sums[33 + 2 * threadIdx.x]);
 }
 
-// Adds up the table: next = routes before `chunk`, total = all. Waits for every chunk.
-MOE_DEV void moe_exchange_collect(const MoePlanShared &s, const MoeExchange &t, u32 chunk, u32 chunks, u32 epoch) {
+// Adds up the table: next = routes before `chunk`, total = all, and the rejected routes. Waits for
+// every chunk.
+MOE_DEV void moe_exchange_collect(const MoePlanShared &s, const MoeExchange &t, u32 chunk, u32 chunks, u32 epoch,
+                                  u32 *sums) {
     for (u32 e = threadIdx.x; e < s.stride; e += blockDim.x) s.next[e] = s.total[e] = 0;
+    if (threadIdx.x < 4) sums[32 + threadIdx.x] = 0;
     __syncthreads();
-    u32 groups = t.counts < blockDim.x ? blockDim.x / t.counts : 1;
-    u32 group = threadIdx.x / moe_min(t.counts, blockDim.x), lane = threadIdx.x - group * moe_min(t.counts, blockDim.x);
+    u32 width = t.counts + 2, across = moe_min(width, blockDim.x);
+    u32 groups = blockDim.x / across, group = threadIdx.x / across, lane = threadIdx.x - group * across;
     if (group < groups)
-        for (u32 i = lane; i < t.counts; i += blockDim.x) {
+        for (u32 i = lane; i < width; i += across) {
             u32 before_a = 0, before_b = 0, all_a = 0, all_b = 0;
             for (u32 c0 = group; c0 < chunks; c0 += 8 * groups) {
                 u64 v[8];
@@ -432,37 +432,30 @@ MOE_DEV void moe_exchange_collect(const MoePlanShared &s, const MoeExchange &t, 
                     if (c < chunk) before_a += w & 0xffff, before_b += w >> 16;
                 }
             }
-            if (groups == 1) {
-                s.total[2 * i] = all_a, s.total[2 * i + 1] = all_b;
-                s.next[2 * i] = before_a, s.next[2 * i + 1] = before_b;
-            } else {
-                atomicAdd(&s.total[2 * i], all_a);
-                atomicAdd(&s.total[2 * i + 1], all_b);
-                atomicAdd(&s.next[2 * i], before_a);
-                atomicAdd(&s.next[2 * i + 1], before_b);
+            if (i >= t.counts) {
+                atomicAdd(&sums[32 + 2 * (i - t.counts)], all_a);
+                atomicAdd(&sums[33 + 2 * (i - t.counts)], all_b);
+                continue;
             }
+            atomicAdd(&s.total[2 * i], all_a);
+            atomicAdd(&s.total[2 * i + 1], all_b);
+            atomicAdd(&s.next[2 * i], before_a);
+            atomicAdd(&s.next[2 * i + 1], before_b);
         }
     __syncthreads();
 }
 
-// Adds up global loads (all blocks) and rejected routes (block 0; sums[35] holds those over
-// capacity by then, which every block knows in full).
-MOE_DEV void moe_exchange_status(const MoePlanParams &p, const MoeExchange &t, u32 chunks, u32 epoch, u32 *sums) {
+// Writes the rejected routes (block 0, after moe_layout) and adds up global loads (all blocks).
+MOE_DEV void moe_exchange_status(const MoePlanParams &p, const MoeExchange &t, u32 chunks, u32 epoch,
+                                 const u32 *sums) {
+    if (blockIdx.x == 0) moe_write_status(p, sums);
     for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < t.loads; i += gridDim.x * blockDim.x) {
         u32 a = 0, b = 0;
         for (u32 c = 0; c < chunks; c++) {
-            u32 w = moe_exchange_load(t.rows + (u64)c * t.stride + t.counts + i, epoch);
+            u32 w = moe_exchange_load(t.rows + (u64)c * t.stride + t.counts + 2 + i, epoch);
             a += w & 0xffff, b += w >> 16;
         }
         if (2 * i < p.experts) ((i32 *)p.logical_load)[2 * i] = (i32)a;
         if (2 * i + 1 < p.experts) ((i32 *)p.logical_load)[2 * i + 1] = (i32)b;
     }
-    if (blockIdx.x) return;
-    for (u32 c = threadIdx.x; c < 2 * chunks; c += blockDim.x) {
-        u32 w = moe_exchange_load(t.rows + (u64)(c / 2) * t.stride + t.counts + t.loads + c % 2, epoch);
-        atomicAdd(&sums[32 + c % 2 * 2], w & 0xffff);
-        atomicAdd(&sums[33 + c % 2 * 2], w >> 16);
-    }
-    __syncthreads();
-    moe_write_status(p, sums);
 }

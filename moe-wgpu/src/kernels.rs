@@ -141,7 +141,7 @@ impl Pipelines {
             })
         });
         let binding = wgpu::BufferBinding { buffer, offset: 0, size: wgpu::BufferSize::new(buffer.size().min(4)) };
-        device.create_bind_group(&wgpu::BindGroupDescriptor {
+        let _bound = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some("moe-wgpu lent"),
             layout,
             entries: &[wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(binding) }],

@@ -9,7 +9,7 @@
 //! stay in registers.
 
 use super::elem::{Elem, F32, Input, Output, with_input, with_output};
-use super::parallel::{Shared, for_ranges, grain_for};
+use super::parallel::{Shared, for_ranges};
 use super::rows::{Placement, Rows, RowsMut, Weights};
 use super::simd::{LINE, Simd};
 use super::stores;
@@ -61,10 +61,10 @@ pub(crate) fn combine(tier: Tier, args: &Combine<'_>, out: RowsMut<'_>) {
         assert!(scales.block > 0, "a scale must cover a column");
         used = used.min(scales.rows.count(hidden.div_ceil(scales.block) * 4));
     }
-    let stream = stores::streams(tokens * out_bytes, out_bytes);
+    let stream = tier.thresholds().streams(tokens * out_bytes, out_bytes);
     let stride = out.stride;
     let out = Shared::new(out.bytes);
-    let grain = grain_for(hidden * args.elem.size() * args.plan.top_k);
+    let grain = tier.thresholds().grain_for(hidden * args.elem.size() * args.plan.top_k);
     with_input!(args.elem, Y => with_output!(args.out_elem, O => for_ranges(0..tokens, grain, &|tokens| {
         tier.run(Tokens::<Y, O> { args, out: &out, stride, used, stream, tokens, elems: PhantomData });
     })));

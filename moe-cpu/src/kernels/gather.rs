@@ -7,7 +7,7 @@
 //! The work goes by token: a token's row is read once, stays in the first cache level, and is stored to its K rows.
 
 use super::elem::{Elem, Output, with_output};
-use super::parallel::{Shared, for_ranges, grain_for};
+use super::parallel::{Shared, for_ranges};
 use super::rows::{Placement, Rows, RowsMut, Weights};
 use super::simd::Simd;
 use super::stores;
@@ -40,10 +40,10 @@ pub(crate) fn gather(tier: Tier, args: &Gather<'_>, out: RowsMut<'_>) {
         assert!(w.len() == plan.slot.len(), "weights must be [T, K]");
         assert!(row_bytes.is_multiple_of(elem.size()), "a row must be whole elements");
     }
-    let stream = stores::streams(used * row_bytes, *row_bytes);
+    let stream = tier.thresholds().streams(used * row_bytes, *row_bytes);
     let stride = out.stride;
     let out = Shared::new(out.bytes);
-    let grain = grain_for(row_bytes * plan.top_k);
+    let grain = tier.thresholds().grain_for(row_bytes * plan.top_k);
     match *weights {
         None => for_ranges(0..tokens, grain, &|tokens| {
             tier.run(Copies { args, out: &out, stride, used, stream, tokens });
@@ -61,10 +61,10 @@ pub(crate) fn gather(tier: Tier, args: &Gather<'_>, out: RowsMut<'_>) {
 /// Where the range is not inside.
 pub(crate) fn zero_rows(tier: Tier, out: RowsMut<'_>, row_bytes: usize, range: Range<usize>) {
     assert!(range.is_empty() || out.count(row_bytes) >= range.end, "too few rows to zero");
-    let stream = stores::streams(range.len() * row_bytes, row_bytes);
+    let stream = tier.thresholds().streams(range.len() * row_bytes, row_bytes);
     let stride = out.stride;
     let out = Shared::new(out.bytes);
-    for_ranges(range, grain_for(row_bytes), &|rows| {
+    for_ranges(range, tier.thresholds().grain_for(row_bytes), &|rows| {
         tier.run(Zeros { source: None, out: &out, stride, row_bytes, stream, rows });
     });
 }
@@ -79,7 +79,7 @@ pub(super) fn zero_padding(
     row_bytes: usize,
     stream: bool,
 ) {
-    for_ranges(0..used, grain_for(row_bytes.min(64)), &|rows| {
+    for_ranges(0..used, tier.thresholds().grain_for(row_bytes.min(64)), &|rows| {
         tier.run(Zeros { source: Some(plan.source), out, stride, row_bytes, stream, rows });
     });
 }

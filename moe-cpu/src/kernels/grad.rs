@@ -7,10 +7,9 @@
 
 use super::elem::{Elem, Output, bf16_bits, canonical, f16_bits, with_output};
 use super::gather::{scale_row, zero_padding};
-use super::parallel::{Shared, for_ranges, grain_for};
+use super::parallel::{Shared, for_ranges};
 use super::rows::{Placement, Rows, RowsMut, Weights, WeightsMut};
 use super::simd::Simd;
-use super::stores;
 use super::tier::{Op, Tier};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -58,8 +57,9 @@ pub(crate) fn combine_grad(tier: Tier, args: &CombineGrad<'_>, dy: Option<RowsMu
         assert!(len == args.plan.slot.len(), "dw must be [T, K]");
         (Shared::from_ptr(ptr), elem)
     });
-    let stream = stores::streams(used * row_bytes, row_bytes);
-    with_output!(args.elem, E => for_ranges(0..tokens, grain_for(row_bytes * args.plan.top_k), &|tokens| {
+    let stream = tier.thresholds().streams(used * row_bytes, row_bytes);
+    let grain = tier.thresholds().grain_for(row_bytes * args.plan.top_k);
+    with_output!(args.elem, E => for_ranges(0..tokens, grain, &|tokens| {
         let (dy, dw) = (dy.as_ref(), dw.as_ref());
         tier.run(Tokens::<E> { args, dy, dw, stride, used, stream, tokens, elem: PhantomData });
     }));

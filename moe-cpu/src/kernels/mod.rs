@@ -30,6 +30,7 @@ mod simd;
 mod simd_x86;
 mod sort;
 mod stores;
+mod thresholds;
 mod tier;
 mod weights_order;
 
@@ -43,4 +44,5 @@ pub(crate) use gather::{Gather, gather, zero_rows};
 pub(crate) use grad::{CombineGrad, combine_grad};
 pub(crate) use rows::{Placement, Rows, RowsMut, Weights, WeightsMut};
 pub(crate) use sort::{Capacity, Copies, Ids, Layout, PlanArgs, PlanOut, plan, plan_scratch_bytes};
+pub(crate) use thresholds::{INSTRUCTIONS, KNOBS, STREAM_BYTES, STREAM_ROW, TASK_BYTES, Thresholds};
 pub(crate) use tier::Tier;

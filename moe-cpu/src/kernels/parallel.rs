@@ -16,14 +16,6 @@ pub(crate) fn for_ranges<F: Fn(Range<usize>) + Sync>(range: Range<usize>, grain:
     rayon::join(|| for_ranges(range.start..middle, grain, f), || for_ranges(middle..range.end, grain, f));
 }
 
-/// Items of `bytes` each that make a task: large enough to be worth its start, small enough to balance.
-pub(crate) fn grain_for(bytes: usize) -> usize {
-    (TASK_BYTES / bytes.max(1)).max(1)
-}
-
-/// Bytes that a task moves.
-const TASK_BYTES: usize = 1 << 20;
-
 /// A pointer that tasks share. They write to disjoint places.
 pub(crate) struct Shared(*mut u8);
 

@@ -4,17 +4,6 @@ use super::elem::Output;
 use super::simd::{LINE, Simd};
 use std::sync::atomic::AtomicI32;
 
-/// Outputs of at least this many bytes are written past the cache: a plain store reads the line it replaces.
-pub(crate) const STREAM_BYTES: usize = 1 << 20;
-
-/// Rows shorter than this are stored plainly: too few whole lines to gain from streaming.
-const STREAM_ROW: usize = 4 * LINE;
-
-/// Whether to stream rows of `row` bytes of an output of `total` bytes.
-pub(crate) fn streams(total: usize, row: usize) -> bool {
-    total >= STREAM_BYTES && row >= STREAM_ROW
-}
-
 /// Bytes from `p` to the next line.
 #[inline(always)]
 fn to_line(p: *const u8) -> usize {

@@ -1,12 +1,14 @@
-//! Which instruction set a kernel runs on, picked at run time.
+//! Which instruction set a kernel runs on, picked at run time, and the thresholds that it goes by.
 
 use super::simd::{Scalar, Simd};
 #[cfg(target_arch = "x86_64")]
 use super::simd_x86::{Avx2, Avx512};
+use super::thresholds::Thresholds;
 
-/// An instruction set that this machine has: a value exists only after the processor was asked.
+/// An instruction set that this machine has: a value exists only after the processor was asked. With it go the
+/// thresholds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tier(Kind);
+pub(crate) struct Tier(Kind, Thresholds);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -19,7 +21,7 @@ enum Kind {
 
 impl Tier {
     /// Plain Rust, which every machine has; the compiler vectorises it for the target's baseline.
-    pub(crate) const SCALAR: Tier = Tier(Kind::Scalar);
+    pub(crate) const SCALAR: Tier = Tier(Kind::Scalar, Thresholds::BUILT_IN);
 
     /// The widest that this machine has.
     pub(crate) fn best() -> Tier {
@@ -30,6 +32,26 @@ impl Tier {
     #[cfg(test)]
     pub(crate) fn available() -> impl Iterator<Item = Tier> {
         [Some(Self::SCALAR), Self::avx2(), Self::avx512()].into_iter().flatten()
+    }
+
+    /// The one that the knob names: the widest, or a certain one if this machine has it.
+    pub(crate) fn named(word: usize) -> Option<Tier> {
+        match word {
+            0 => Some(Self::best()),
+            1 => Some(Self::SCALAR),
+            2 => Self::avx2(),
+            _ => Self::avx512(),
+        }
+    }
+
+    /// The same instruction set, with other thresholds.
+    pub(crate) fn with(self, thresholds: Thresholds) -> Tier {
+        Tier(self.0, thresholds)
+    }
+
+    /// The thresholds.
+    pub(crate) fn thresholds(&self) -> Thresholds {
+        self.1
     }
 
     /// For people.
@@ -47,7 +69,7 @@ impl Tier {
     fn avx2() -> Option<Tier> {
         let has =
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-        has.then_some(Tier(Kind::Avx2))
+        has.then_some(Tier(Kind::Avx2, Thresholds::BUILT_IN))
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -57,7 +79,7 @@ impl Tier {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl");
-        has.then_some(Tier(Kind::Avx512))
+        has.then_some(Tier(Kind::Avx512, Thresholds::BUILT_IN))
     }
 
     #[cfg(not(target_arch = "x86_64"))]

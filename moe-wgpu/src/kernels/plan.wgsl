@@ -24,7 +24,7 @@ struct Params {
     tiles: u32,        // tiles of 256 routes in a chunk
     counters: u32,     // word of the scratch where the drop counters begin
     capacity: u32,     // 0xffffffff where there is none
-    layout: u32,       // 0 packed, 1 aligned, 2 padded
+    spacing: u32,      // 0 packed, 1 aligned, 2 padded
     unit: u32,         // the alignment, or the rows of an expert
     ids_base: u32,     // words, as all that follow
     map_base: u32,

@@ -50,8 +50,8 @@ fn moe_plan_scan(@builtin(local_invocation_index) thread: u32) {
         let count = min(total, p.capacity);
         over += total - count;
         var rows = count;
-        if (p.layout == 1u) { rows = (count + p.unit - 1u) / p.unit * p.unit; }
-        if (p.layout == 2u) { rows = select(0u, p.unit, e < p.local_experts); }
+        if (p.spacing == 1u) { rows = (count + p.unit - 1u) / p.unit * p.unit; }
+        if (p.spacing == 2u) { rows = select(0u, p.unit, e < p.local_experts); }
         let end = begin + scan(thread, rows);
         if (e < p.local_experts) {
             plan[p.counts + e] = count;

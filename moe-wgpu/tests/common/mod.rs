@@ -7,7 +7,7 @@ use moe_core::{Dev, Device, DeviceSpec};
 use moe_wgpu::{Wgpu, WgpuDevice, WgpuOptions};
 
 /// The specification of the adapter to test, if there is one.
-pub fn spec() -> Option<DeviceSpec> {
+pub(crate) fn spec() -> Option<DeviceSpec> {
     let required = std::env::var("MOE_REQUIRE_WGPU").ok();
     let wanted = std::env::var("MOE_WGPU_ADAPTER").ok().or_else(|| required.clone());
     let adapters = WgpuDevice::adapters();
@@ -25,12 +25,12 @@ pub fn spec() -> Option<DeviceSpec> {
 }
 
 /// The device to test, if there is an adapter.
-pub fn device(options: WgpuOptions) -> Option<Dev<Wgpu>> {
+pub(crate) fn device(options: WgpuOptions) -> Option<Dev<Wgpu>> {
     Some(Dev::from_raw(WgpuDevice::open_with(&spec()?, options).unwrap()))
 }
 
 /// A device of the caller's own on the adapter to test, made through an instance of its own.
-pub fn foreign() -> Option<(wgpu::Device, wgpu::Queue)> {
+pub(crate) fn foreign() -> Option<(wgpu::Device, wgpu::Queue)> {
     let name = WgpuDevice::open(&spec()?).unwrap().info().name;
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = ready(instance.enumerate_adapters(wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12));
@@ -38,7 +38,7 @@ pub fn foreign() -> Option<(wgpu::Device, wgpu::Queue)> {
     Some(ready(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap())
 }
 
-pub fn ready<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn ready<T>(future: impl Future<Output = T>) -> T {
     let mut future = std::pin::pin!(future);
     loop {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
