@@ -173,6 +173,9 @@ pub unsafe trait Region: Debug + Sized {
 /// "Ok" means enqueued. Errors of enqueued work come from [`check`](Self::check) and
 /// [`synchronize`](Self::synchronize), which name the first operation that can have failed.
 ///
+/// Work on one queue runs in order. Two queues of a device that share a buffer have to be ordered by their user; only
+/// freeing a buffer is always ordered behind all work that uses it.
+///
 /// # Safety
 /// `device_id` is truthful; `stream_key` differs between queues whose work can overlap in time; a buffer from `alloc`
 /// has the length asked for; `upload` has read and `download` has written all of the host memory when they return.

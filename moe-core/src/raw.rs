@@ -242,7 +242,7 @@ pub struct BuildArgs<'a, B: Backend> {
     /// A negative number means none, one above T means all.
     pub valid_tokens: Option<RawView<'a, B>>,
     /// Scratch of at least [`scratch_bytes`](crate::PermuteBackend::scratch_bytes) bytes for limits that hold this
-    /// shape. Its contents mean nothing before and after.
+    /// shape, all zero when it is first given, and afterwards as this backend left it.
     pub scratch: B::RegionMut<'a>,
 }
 
