@@ -1,12 +1,15 @@
 //! The gradients of combine.
 
 use crate::dispatch::{Constants, Dispatch};
-use crate::gather::{code, gather, word};
+use crate::gather::{THREADS, code, gather, word};
 use crate::kernels::COMBINE_GRAD_WEIGHTS;
 use crate::window::{Bound, Matrix};
 use crate::{Wgpu, WgpuQueue};
 use moe_core::Result;
 use moe_core::raw::{CombineGradArgs, GatherArgs, PlanRef, RawGradWeights, RawRows};
+
+/// Lanes of the sum over a row.
+const MAX_LANES: usize = 1024;
 
 /// The gradient of the rows is a gather of `grad_out`, with the weights or as bits; that of the weights has a kernel.
 pub(crate) fn combine_grad(queue: &mut WgpuQueue<'_>, args: CombineGradArgs<'_, Wgpu>) -> Result<()> {
@@ -38,11 +41,13 @@ fn weights_gradient(
     let out = Bound::new(&device, op, "grad_weights", &grad.out.region.0)?;
     let out_size = grad.out.dtype.size();
     let words = (out.base as usize % 4 + routes * out_size).div_ceil(4);
+    let lanes = grad_out.cols.clamp(1, MAX_LANES).next_power_of_two();
     let constants = Constants::default()
         .number("ROWS", code(grad_out.dtype))
         .number("OUT", code(grad.out.dtype))
         .number("SIZE_OF_ROW", grad_out.dtype.size() as u32)
         .number("SIZE_OF_OUT", out_size as u32)
+        .number("LANES", lanes as u32)
         .done();
     let mut dispatches = Vec::new();
     let tokens = Matrix::new(grad_out).windows(&device, op, "grad_out", usize::MAX)?;
@@ -57,7 +62,7 @@ fn weights_gradient(
                 constants: constants.clone(),
                 buffers: vec![bound_plan, rows.bound, grads.bound, out],
                 params: params.chain([out.base, words as u32, u32::from(i == 0)]).collect(),
-                groups: words as u64,
+                groups: (words * lanes.min(THREADS as usize)).div_ceil(THREADS as usize) as u64,
             });
         }
     }

@@ -25,11 +25,25 @@ pub struct WgpuOptions {
     pub max_binding_bytes: Option<u32>,
 }
 
-impl Default for WgpuOptions {
-    fn default() -> Self {
-        Self { native_f16: true, max_binding_bytes: None }
+impl WgpuOptions {
+    /// Everything the adapter has.
+    const ALL: Self = Self { native_f16: true, max_binding_bytes: None };
+
+    /// Makes these the options of devices that are [opened](Device::open) by specification alone from now on, in this
+    /// process: for programs that get a specification and no more, such as test suites.
+    pub fn set_default(self) {
+        *DEFAULT_OPTIONS.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = self;
     }
 }
+
+/// Everything the adapter has, whatever was [set](WgpuOptions::set_default).
+impl Default for WgpuOptions {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
+static DEFAULT_OPTIONS: Mutex<WgpuOptions> = Mutex::new(WgpuOptions::ALL);
 
 /// An opened or adopted logical device.
 #[derive(Clone)]
@@ -273,7 +287,8 @@ unsafe impl Device for WgpuDevice {
     type Backend = Wgpu;
 
     fn open(spec: &DeviceSpec) -> Result<Self> {
-        Self::open_with(spec, WgpuOptions::default())
+        let options = *DEFAULT_OPTIONS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Self::open_with(spec, options)
     }
 
     fn count() -> Result<usize> {

@@ -94,8 +94,7 @@ impl Pipelines {
         if let Some(pipeline) = compiled.get(&key) {
             return pipeline.clone();
         }
-        let (enable, f16) = if native_f16 { ("enable f16;\n", F16_NATIVE) } else { ("", F16_INT) };
-        let mut text = [enable, constants, NUMBERS, f16].concat();
+        let mut text = [constants, NUMBERS, if native_f16 { F16_NATIVE } else { F16_INT }].concat();
         text.extend(kernel.parts.iter().copied());
         if shared {
             text = text.replace("var<storage, read>", "var<storage, read_write>");
