@@ -61,8 +61,7 @@ pub(crate) fn main(mut args: Args) -> Outcome {
     }
     if drifting {
         let trace = Trace::drift(&drift).map_err(|e| e.to_string())?;
-        let title = format!("Drifting routing (skew {}, a rank every {} tokens)", drift.skew, drift.hold);
-        runs.push(Run::new("drift", &title, &trace, &settings)?);
+        runs.push(Run::new("drift", "Drifting routing", &trace, &settings)?);
     }
     for run in &runs {
         println!("{}\n\n{}", run.title, run.report);
@@ -156,7 +155,8 @@ fn write(out: &Path, runs: &[Run]) -> Outcome {
     }
     page.push_str("</body></html>\n");
     std::fs::write(out.join("eplb.html"), page).map_err(io)?;
-    println!("pictures: {}", out.join("eplb.html").display());
+    let page = out.join("eplb.html");
+    println!("pictures: {}", page.canonicalize().unwrap_or(page).display());
     Ok(())
 }
 
