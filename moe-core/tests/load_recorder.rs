@@ -33,7 +33,7 @@ fn each_window_has_the_routes_of_its_own_steps_and_layers() {
             assert_eq!(recorder.poll().unwrap(), None);
             for layer in 0..2 {
                 // -1 and ids that do not exist are no load.
-                let ids = [(window + step) as i32 % 4, layer as i32, -1, 9, layer as i32];
+                let ids = [(window + step) % 4, layer as i32, -1, 9, layer as i32];
                 ids.iter().filter_map(|id| usize::try_from(*id).ok()).filter(|id| *id < EXPERTS).for_each(|id| {
                     expected[layer * EXPERTS + id] += 1;
                 });
