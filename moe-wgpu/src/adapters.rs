@@ -44,3 +44,31 @@ pub(crate) fn ordinal_of(info: &wgpu::AdapterInfo) -> u32 {
     };
     all().iter().position(fits).unwrap_or(0) as u32
 }
+
+/// Where the driver's side of a logical device lies: two handles of one device have one address for as long as it
+/// lives. wgpu's own comparison will not do, it takes devices of two instances for one. `None` for a graphics API that
+/// is not known here.
+pub(crate) fn address(device: &wgpu::Device) -> Option<usize> {
+    #[cfg(not(target_vendor = "apple"))]
+    {
+        // SAFETY: the driver's device is looked up for its address; nothing is done with it.
+        if let Some(hal) = unsafe { device.as_hal::<wgpu::hal::api::Vulkan>() } {
+            return Some(&raw const *hal as usize);
+        }
+    }
+    #[cfg(windows)]
+    {
+        // SAFETY: as above.
+        if let Some(hal) = unsafe { device.as_hal::<wgpu::hal::api::Dx12>() } {
+            return Some(&raw const *hal as usize);
+        }
+    }
+    #[cfg(target_vendor = "apple")]
+    {
+        // SAFETY: as above.
+        if let Some(hal) = unsafe { device.as_hal::<wgpu::hal::api::Metal>() } {
+            return Some(&raw const *hal as usize);
+        }
+    }
+    None
+}

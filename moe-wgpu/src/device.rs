@@ -121,7 +121,7 @@ impl WgpuDevice {
     /// # Errors
     /// None today.
     pub fn adopt(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {
-        let key = known(|list| match list.iter().find(|(other, _)| *other == device) {
+        let key = known(|list| match list.iter().find(|(other, _)| same(other, &device)) {
             Some((_, key)) => *key,
             None => {
                 let key = 1 << 96 | list.len() as u128;
@@ -275,6 +275,10 @@ impl WgpuDevice {
     pub(crate) fn lost(&self) -> &Lost {
         &self.0.lost
     }
+}
+
+fn same(a: &wgpu::Device, b: &wgpu::Device) -> bool {
+    a == b && adapters::address(a) == adapters::address(b)
 }
 
 fn known<R>(f: impl FnOnce(&mut Vec<(wgpu::Device, u128)>) -> R) -> R {
