@@ -117,7 +117,7 @@ MOE_DEV void moe_combine_rows(const MoeCombineParams &c) {
 }
 
 #define MOE_COMBINE(y, x, Y, X)                                                                   \
-    extern "C" __global__ void __launch_bounds__(128, 6) moe_combine_##y##_##x(MoeCombineParams c) { \
+    extern "C" __global__ void __launch_bounds__(256, 2) moe_combine_##y##_##x(MoeCombineParams c) { \
         if (c.k <= 2) moe_combine_rows<Y, X, 2, 2>(c);                                            \
         else moe_combine_rows<Y, X, 8, 1>(c);                                                     \
     }

@@ -166,8 +166,8 @@ moe_permute_tiny(MoePermuteParams q) {
     }
 }
 
-// Larger batches: all multiprocessors, `share` blocks to a chunk of at most rank_warps * 32 routes,
-// which each of them ranks. The rows that a block will move are fetched into L2 while the chunks'
+// Larger batches: all multiprocessors, `share` blocks to a chunk, which each of them ranks (a chunk
+// of more than rank_warps * 32 routes needs share 1). The rows that a block will move are fetched into L2 while the chunks'
 // counts travel. Then 128 threads move a part of a token: one read, a store for each slot.
 extern "C" __global__ void __launch_bounds__(1024, 1)
 moe_permute_grid(MoePermuteParams q) {
@@ -198,21 +198,28 @@ moe_permute_grid(MoePermuteParams q) {
     moe_exchange_leave(t, epoch);
     moe_exchange_collect(s, t, chunk, chunks, epoch, sums);
     moe_layout(p, s, blockIdx.x, gridDim.x, sums);
-    u32 x = c.begin + threadIdx.x;
-    i32 slot = -1;
-    if (x < c.end) {
+    u32 round = moe_rank_warps(p) * 32;
+    bool many = c.end - c.begin > round; // share is 1 then: the slots are read back from the plan
+    for (u32 base = c.begin; base < c.end; base += round) {
+        u32 x = base + threadIdx.x;
+        if (threadIdx.x >= round || x >= c.end) continue;
+        if (many) {
+            expert = x < c.valid ? moe_route_local(p, moe_route_id(p, x), x) : MOE_ROUTE_ABSENT;
+            rank = (u32)((i32 *)p.slot)[x];
+        }
         u32 row = 0, limit = 0;
+        i32 slot = -1;
         if (expert >= 0) row = s.next[expert] + rank, limit = s.total[expert];
         if (member == 0) slot = moe_place(p, x, expert, row, limit);
         else if (expert >= 0 && row < limit && row < p.rows) slot = (i32)row;
+        if (!many) slots[threadIdx.x] = slot;
     }
-    slots[threadIdx.x] = slot;
     __syncthreads();
     u64 policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     for (u32 item = member * 8 + group; item < items; item += p.share * 8) {
         u32 local = item / splits, part = item % splits, tok = token + local;
-        const i32 *to = slots + local * p.k;
+        const i32 *to = many ? (const i32 *)p.slot + (u64)tok * p.k : slots + local * p.k;
         u32 end = units * (part + 1) / splits;
         const uint4 *in = (const uint4 *)(q.rows[0].input + (u64)tok * q.rows[0].input_stride);
         for (u32 base = units * part / splits + thread; base < end; base += 4 * 128) {

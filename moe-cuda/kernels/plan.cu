@@ -48,11 +48,12 @@ moe_plan_grid(MoePlanParams p) {
     moe_exchange_leave(t, epoch);
     moe_exchange_collect(s, t, blockIdx.x, gridDim.x, epoch, sums);
     moe_layout(p, s, blockIdx.x, gridDim.x, sums);
-    bool many = c.end - c.begin > p.rank_warps * 32;
+    u32 round = moe_rank_warps(p) * 32;
+    bool many = c.end - c.begin > round;
     int2 *order = (int2 *)p.order;
-    for (u32 base = c.begin; base < c.end; base += p.rank_warps * 32) {
+    for (u32 base = c.begin; base < c.end; base += round) {
         u32 x = base + threadIdx.x;
-        if (threadIdx.x >= p.rank_warps * 32 || x >= c.end) continue;
+        if (threadIdx.x >= round || x >= c.end) continue;
         if (many) {
             expert = x < c.valid ? moe_route_local(p, moe_route_id(p, x), x) : MOE_ROUTE_ABSENT;
             rank = (u32)((i32 *)p.slot)[x];

@@ -68,6 +68,9 @@ struct MoePlanShared {
     u32 stride; // EP
 };
 
+// Warps that rank at a time: four by four, as their counts are summed.
+MOE_DEV u32 moe_rank_warps(const MoePlanParams &p) { return p.rank_warps & ~3u; }
+
 MOE_DEV MoePlanShared moe_plan_shared(const MoePlanParams &p, u32 *memory) {
     MoePlanShared s;
     s.stride = (p.local_experts + 7) & ~7u;
@@ -216,7 +219,7 @@ MOE_DEV i32 moe_place(const MoePlanParams &p, u32 x, i32 e, u32 row, u32 limit) 
 // Ranks the routes [begin, end), in rounds of rank_warps * 32. Routes from `valid` on are not
 // placed. All threads of the block take part. `ranks` is cleared here.
 MOE_DEV void moe_rank_chunk(const MoePlanParams &p, const MoePlanShared &s, u32 begin, u32 end, u32 valid) {
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = p.rank_warps;
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = moe_rank_warps(p);
     u32 *words = (u32 *)s.ranks;
     u16 *carry = s.ranks + warps * s.stride;
     for (u32 i = threadIdx.x; i < s.stride / 2; i += blockDim.x) ((u32 *)carry)[i] = 0;
@@ -340,7 +343,7 @@ MOE_DEV void moe_exchange_leave(const MoeExchange &t, u32 epoch) {
 // Rejected routes and global loads are counted on the way if `counting` is set.
 MOE_DEV u32 moe_rank_local(const MoePlanParams &p, const MoePlanShared &s, const MoeChunk &c, bool counting,
                            u32 *sums, i32 *expert) {
-    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = p.rank_warps, rank = 0;
+    u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = moe_rank_warps(p), rank = 0;
     u32 *words = (u32 *)s.ranks;
     bool many = c.end - c.begin > warps * 32;
     *expert = MOE_ROUTE_ABSENT;
