@@ -91,27 +91,34 @@ impl WgpuDevice {
         }
         let binding = u128::from(options.max_binding_bytes.unwrap_or(0));
         let key = u128::from(ordinal) | binding << 32 | u128::from(!options.native_f16) << 64;
-        DEVICES.get_or_open(key, |device| device.0.id.ordinal() == ordinal, |instance| {
-            let wanted = wgpu::Features::SHADER_F16
-                | wgpu::Features::TIMESTAMP_QUERY
-                | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
-            let mut features = adapter.features() & wanted;
-            features.set(wgpu::Features::SHADER_F16, options.native_f16 && features.contains(wanted & wgpu::Features::SHADER_F16));
-            let descriptor = wgpu::DeviceDescriptor {
-                label: Some("moe-wgpu"),
-                required_features: features,
-                required_limits: adapter.limits(),
-                ..Default::default()
-            };
-            let opened = ready(adapter.request_device(&descriptor));
-            let (device, queue) = opened.map_err(|e| backend("open", e))?;
-            let lost = Lost::default();
-            let told = lost.clone();
-            device.set_device_lost_callback(move |reason, message| told.set(format!("{reason:?}: {message}")));
-            known(|list| list.push((device.clone(), key)));
-            let id = DeviceId::mint(WgpuMint(()), ordinal, instance, key);
-            Ok(Self::new(id, device, queue, lost, options.max_binding_bytes))
-        })
+        DEVICES.get_or_open(
+            key,
+            |device| device.0.id.ordinal() == ordinal,
+            |instance| {
+                let wanted = wgpu::Features::SHADER_F16
+                    | wgpu::Features::TIMESTAMP_QUERY
+                    | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
+                let mut features = adapter.features() & wanted;
+                features.set(
+                    wgpu::Features::SHADER_F16,
+                    options.native_f16 && features.contains(wanted & wgpu::Features::SHADER_F16),
+                );
+                let descriptor = wgpu::DeviceDescriptor {
+                    label: Some("moe-wgpu"),
+                    required_features: features,
+                    required_limits: adapter.limits(),
+                    ..Default::default()
+                };
+                let opened = ready(adapter.request_device(&descriptor));
+                let (device, queue) = opened.map_err(|e| backend("open", e))?;
+                let lost = Lost::default();
+                let told = lost.clone();
+                device.set_device_lost_callback(move |reason, message| told.set(format!("{reason:?}: {message}")));
+                known(|list| list.push((device.clone(), key)));
+                let id = DeviceId::mint(WgpuMint(()), ordinal, instance, key);
+                Ok(Self::new(id, device, queue, lost, options.max_binding_bytes))
+            },
+        )
     }
 
     /// The device of a caller's logical device and its queue. Adopting one twice gives the same device; so does
@@ -130,20 +137,18 @@ impl WgpuDevice {
             }
         });
         let ordinal = adapters::ordinal_of(&device.adapter_info());
-        DEVICES.get_or_open(key, |other| other.0.id.ordinal() == ordinal, |instance| {
-            let id = DeviceId::mint(WgpuMint(()), ordinal, instance, key);
-            // The callback for a lost device stays the caller's.
-            Ok(Self::new(id, device.clone(), queue, Lost::default(), None))
-        })
+        DEVICES.get_or_open(
+            key,
+            |other| other.0.id.ordinal() == ordinal,
+            |instance| {
+                let id = DeviceId::mint(WgpuMint(()), ordinal, instance, key);
+                // The callback for a lost device stays the caller's.
+                Ok(Self::new(id, device.clone(), queue, Lost::default(), None))
+            },
+        )
     }
 
-    fn new(
-        id: DeviceId<Wgpu>,
-        device: wgpu::Device,
-        queue: wgpu::Queue,
-        lost: Lost,
-        max_binding: Option<u32>,
-    ) -> Self {
+    fn new(id: DeviceId<Wgpu>, device: wgpu::Device, queue: wgpu::Queue, lost: Lost, max_binding: Option<u32>) -> Self {
         let limits = device.limits();
         let largest = u64::from(u32::MAX - 3).min(limits.max_storage_buffer_binding_size);
         Self(Arc::new(Inner {
@@ -210,9 +215,8 @@ impl WgpuDevice {
     }
 
     fn check_lent<T: Element>(&self, buffer: &wgpu::Buffer, bytes: &Range<u64>) -> Result<usize> {
-        let refuse = |arg, expected: String, got: String| {
-            Err(Error::InvalidArgument { op: "view", arg, expected, got })
-        };
+        let refuse =
+            |arg, expected: String, got: String| Err(Error::InvalidArgument { op: "view", arg, expected, got });
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return refuse("buffer", "a buffer with STORAGE usage".into(), format!("{:?}", buffer.usage()));
         }

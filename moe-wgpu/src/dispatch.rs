@@ -117,12 +117,12 @@ impl WgpuQueue<'_> {
         let first_op = self.started(op);
         let ((), error) = catch(device.device(), || {
             let (encoder, params) = self.parts();
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(op), ..Default::default() });
+            let mut pass =
+                encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(op), ..Default::default() });
             for (dispatch, (x, y)) in dispatches.iter().zip(grids) {
                 let Dispatch { kernel, constants, buffers, .. } = dispatch;
                 let shared = dispatch.shared();
-                let pipeline =
-                    device.pipelines().get(device.device(), kernel, constants, shared, device.native_f16());
+                let pipeline = device.pipelines().get(device.device(), kernel, constants, shared, device.native_f16());
                 if params.last().is_none_or(ParamSlab::is_full) {
                     params.push(ParamSlab::new(device.device()));
                 }

@@ -44,9 +44,7 @@ impl Lost {
         let lost = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match &*lost {
             None => Ok(()),
-            Some(reason) => {
-                Err(Error::DeviceLost { op, device: device.erase(), first_op, reason: reason.clone() })
-            }
+            Some(reason) => Err(Error::DeviceLost { op, device: device.erase(), first_op, reason: reason.clone() }),
         }
     }
 }

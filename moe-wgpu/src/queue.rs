@@ -90,8 +90,7 @@ impl<'q> WgpuQueue<'q> {
         let Encoder::Own(encoder, submitted) = &mut self.encoder else { return Ok(None) };
         let Some(encoder) = encoder.take() else { return Ok(None) };
         *submitted = first_op;
-        let (index, error) =
-            catch(self.device.device(), || self.device.wgpu_queue().submit([encoder.finish()]));
+        let (index, error) = catch(self.device.device(), || self.device.wgpu_queue().submit([encoder.finish()]));
         match error {
             Some(error) => Err(self.driver_error(op, first_op, error)),
             None => Ok(Some(index)),
@@ -159,7 +158,13 @@ impl<'q> WgpuQueue<'q> {
     }
 
     /// Records the kernel that moves bytes of any alignment, or fills them.
-    fn copy_bytes(&mut self, op: &'static str, from: Option<&WgpuRegion<'_>>, to: &WgpuRegion<'_>, byte: u8) -> Result<()> {
+    fn copy_bytes(
+        &mut self,
+        op: &'static str,
+        from: Option<&WgpuRegion<'_>>,
+        to: &WgpuRegion<'_>,
+        byte: u8,
+    ) -> Result<()> {
         let device = self.device.clone();
         let most = (device.max_binding() - device.offset_alignment() - 16) & !3;
         let mut done = 0;

@@ -33,7 +33,8 @@ pub(crate) fn device(options: WgpuOptions) -> Option<Dev<Wgpu>> {
 pub(crate) fn foreign() -> Option<(wgpu::Device, wgpu::Queue)> {
     let name = WgpuDevice::open(&spec()?).unwrap().info().name;
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    let adapters = ready(instance.enumerate_adapters(wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12));
+    let adapters =
+        ready(instance.enumerate_adapters(wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12));
     let adapter = adapters.into_iter().find(|adapter| adapter.get_info().name == name).unwrap();
     Some(ready(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap())
 }
