@@ -6,8 +6,10 @@
 #![allow(unsafe_code)]
 
 use crate::oracle::{Capabilities, Knob, Path, TuningTable, Wish};
-use crate::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, PlanRef, RawRows, RawRowsMut, Section, ZeroTailArgs};
-use crate::{DeviceId, DeviceSpec, Error, Limits, Readback, Result};
+use crate::raw::{
+    BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, PlanRef, RawRows, RawRowsMut, Section, ZeroTailArgs,
+};
+use crate::{Capacity, DeviceId, DeviceSpec, Error, Limits, Readback, Result};
 use std::fmt::Debug;
 use std::ops::Range;
 
@@ -177,8 +179,8 @@ pub unsafe trait Region: Debug + Sized {
 /// freeing a buffer is always ordered behind all work that uses it.
 ///
 /// # Safety
-/// `device_id` is truthful; `stream_key` differs between queues whose work can overlap in time; a buffer from `alloc`
-/// has the length asked for; `upload` has read and `download` has written all of the host memory when they return.
+/// `device_id` is truthful; `stream_key` differs between queues whose work can overlap in time, and is not used again
+/// while memory that was allocated through a queue with it lives; a buffer from `alloc_zeroed` has the length asked for; `upload` has read and `download` has written all of the host memory when they return.
 pub unsafe trait CommandQueue: Debug {
     /// The family.
     type Backend: Backend;
@@ -195,37 +197,49 @@ pub unsafe trait CommandQueue: Debug {
     /// `OutOfMemory`, or what the driver says.
     fn alloc_zeroed(&mut self, bytes: usize) -> Result<<Self::Backend as Backend>::Buffer>;
 
-    /// Copies host bytes to the device. The lengths are equal and the region is on this device: the caller checked.
+    /// Copies host bytes to the device.
+    ///
+    /// # Safety
+    /// The region is on this device, has the length of `src`, and is not empty.
     ///
     /// # Errors
     /// What the driver says.
-    fn upload(&mut self, src: &[u8], dst: <Self::Backend as Backend>::RegionMut<'_>) -> Result<()>;
+    unsafe fn upload(&mut self, src: &[u8], dst: <Self::Backend as Backend>::RegionMut<'_>) -> Result<()>;
 
-    /// Runs what is enqueued, waits for it, and copies device bytes to the host. The lengths are equal and the region
-    /// is on this device: the caller checked.
+    /// Runs what is enqueued, waits for it, and copies device bytes to the host.
+    ///
+    /// # Safety
+    /// The region is on this device, has the length of `dst`, and is not empty.
     ///
     /// # Errors
     /// What the driver says, of this copy or of anything that was enqueued before.
-    fn download(&mut self, src: <Self::Backend as Backend>::Region<'_>, dst: &mut [u8]) -> Result<()>;
+    unsafe fn download(&mut self, src: <Self::Backend as Backend>::Region<'_>, dst: &mut [u8]) -> Result<()>;
 
     /// Enqueues a copy of device bytes to the host and does not wait for it: what is enqueued later may overwrite them.
     /// The default waits, as [`download`](Self::download) does; a backend with streams overrides it.
     ///
+    /// # Safety
+    /// The region is on this device.
+    ///
     /// # Errors
     /// What the driver says; failures of the copy itself come from the [`Readback`].
-    fn start_download(&mut self, src: <Self::Backend as Backend>::Region<'_>) -> Result<Readback> {
+    unsafe fn start_download(&mut self, src: <Self::Backend as Backend>::Region<'_>) -> Result<Readback> {
         let mut bytes = vec![0; src.byte_len()];
         if !bytes.is_empty() {
-            self.download(src, &mut bytes)?;
+            // SAFETY: the caller promises the device; the length is the region's.
+            unsafe { self.download(src, &mut bytes) }?;
         }
         Ok(Readback::ready(bytes))
     }
 
-    /// Sets every byte. The region is on this device: the caller checked.
+    /// Sets every byte.
+    ///
+    /// # Safety
+    /// The region is on this device and not empty.
     ///
     /// # Errors
     /// What the driver says.
-    fn fill(&mut self, dst: <Self::Backend as Backend>::RegionMut<'_>, byte: u8) -> Result<()>;
+    unsafe fn fill(&mut self, dst: <Self::Backend as Backend>::RegionMut<'_>, byte: u8) -> Result<()>;
 
     /// Reports failures of enqueued work that are known by now, without waiting.
     ///
@@ -254,6 +268,17 @@ pub unsafe trait CommandQueue: Debug {
 pub unsafe trait PermuteBackend: Backend {
     /// Bytes of scratch that the operations need within these limits.
     fn scratch_bytes(queue: &Self::Queue<'_>, limits: &Limits) -> usize;
+
+    /// Whether [`build`](Self::build) knows this capacity. It is asked before anything is enqueued. By default the first
+    /// routes by number, and nothing else.
+    fn supports_capacity(capacity: &Capacity) -> bool {
+        matches!(capacity, Capacity::ByRoute(_))
+    }
+
+    /// Whether [`build`](Self::build) sends routes to copies of experts. It is asked before anything is enqueued.
+    fn supports_replicas() -> bool {
+        false
+    }
 
     /// Builds a route plan from expert ids: writes every index array of the plan to its full length.
     ///
@@ -317,12 +342,15 @@ pub unsafe trait PermuteBackend: Backend {
     ) -> Result<()> {
         let Some(load) = plan.arrays.logical_load else { return Ok(()) };
         let (mut add, mut bytes) = (vec![0; at.len * 4], vec![0; at.len * 4]);
-        queue.download(plan.region(load), &mut add)?;
-        queue.download(sums.region().slice(at.bytes()), &mut bytes)?;
+        // SAFETY: both are on the queue's device, of these lengths, and an expert has a counter at least.
+        unsafe { queue.download(plan.region(load), &mut add) }?;
+        // SAFETY: likewise.
+        unsafe { queue.download(sums.region().slice(at.bytes()), &mut bytes) }?;
         for (sum, add) in bytes.as_chunks_mut().0.iter_mut().zip(add.as_chunks().0) {
             *sum = u32::from_ne_bytes(*sum).wrapping_add(u32::from_ne_bytes(*add)).to_ne_bytes();
         }
-        queue.upload(&bytes, sums.region_mut().slice(at.bytes()))
+        // SAFETY: likewise.
+        unsafe { queue.upload(&bytes, sums.region_mut().slice(at.bytes())) }
     }
 
     /// Builds a plan and gathers rows with it. `rows` and `out` are as in [`GatherArgs`]; the gather is unweighted.

@@ -252,6 +252,8 @@ macro_rules! views {
             /// the end.
             pub fn rows_strided(self, rows: usize, cols: usize, stride: usize) -> Result<$Rows<'a, B, T, G>> {
                 let end = check_strided(self.len, rows, cols, stride)?;
+                // A stride that is never taken could be too large to compute with.
+                let stride = if rows < 2 { cols } else { stride };
                 let region = self.region.slice(0..end * size_of::<T>());
                 Ok($Rows { id: self.id, region, rows, cols, stride, marker: PhantomData })
             }

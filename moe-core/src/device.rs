@@ -2,7 +2,7 @@
 
 use crate::identity::{DeviceId, DeviceSpec};
 use crate::tag::{Brand, StaticTag, Tag, Untagged};
-use crate::{Backend, Buf, Device, DeviceInfo, Element, Error, Queue, Result, View, ViewMut};
+use crate::{Backend, Buf, Device, DeviceInfo, Element, Error, Queue, Result, RoutePlan, View, ViewMut, Workspace};
 use std::marker::PhantomData;
 
 /// An opened device of backend `B`. Cheap to clone; a clone is the same device.
@@ -62,7 +62,7 @@ impl<B: Backend> Dev<B> {
     /// let dev = Dev::<Cpu>::open(&"cpu".parse()?)?;
     /// let buf = dev.queue()?.upload(&[1i32, 2, 3])?;
     /// let out = dev.branded(|dev| {
-    ///     let buf = dev.adopt(buf)?; // one check at run time, none for the rest of the scope
+    ///     let buf = dev.adopt(buf)?; // checked at run time, like every call; in the scope by the types too
     ///     Ok::<_, moe_core::Error>(buf.unbrand())
     /// })?;
     /// assert_eq!(out.len(), 3);
@@ -145,6 +145,24 @@ impl<B: Backend, G: Tag> Dev<B, G> {
     pub fn adopt_view_mut<'a, T: Element>(&self, view: ViewMut<'a, B, T>) -> Result<ViewMut<'a, B, T, G>> {
         self.expect("adopt_view_mut", "view", view.device_id())?;
         Ok(view.retag())
+    }
+
+    /// Takes an untagged plan into this device's tag.
+    ///
+    /// # Errors
+    /// [`Error::DeviceMismatch`] if it lives elsewhere.
+    pub fn adopt_plan(&self, plan: RoutePlan<B>) -> Result<RoutePlan<B, G>> {
+        self.expect("adopt_plan", "plan", plan.device_id())?;
+        Ok(plan.retag())
+    }
+
+    /// Takes an untagged workspace into this device's tag.
+    ///
+    /// # Errors
+    /// [`Error::DeviceMismatch`] if it lives elsewhere.
+    pub fn adopt_workspace(&self, workspace: Workspace<B>) -> Result<Workspace<B, G>> {
+        self.expect("adopt_workspace", "workspace", workspace.device_id())?;
+        Ok(workspace.retag())
     }
 
     fn expect(&self, op: &'static str, arg: &'static str, got: DeviceId<B>) -> Result<()> {

@@ -1,4 +1,5 @@
 //! What operations are enqueued on, as a user holds it.
+#![allow(unsafe_code)] // calls the backends' checked copies
 
 use crate::dtype::{as_bytes, as_bytes_mut};
 use crate::tag::{Tag, Untagged};
@@ -44,7 +45,7 @@ impl<'q, B: Backend, G: Tag> Queue<'q, B, G> {
     /// New memory of `len` elements, all zero.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::TooSmall`] if the bytes do not fit a `usize`, or what the driver says.
+    /// [`Error::OutOfMemory`], [`Error::InvalidArgument`] if the bytes do not fit an `isize`, or what the driver says.
     pub fn zeros<T: Element>(&mut self, len: usize) -> Result<Buf<B, T, G>> {
         let bytes = len.checked_mul(size_of::<T>()).filter(|b| isize::try_from(*b).is_ok());
         let bytes = bytes.ok_or_else(|| Error::InvalidArgument {
@@ -66,7 +67,8 @@ impl<'q, B: Backend, G: Tag> Queue<'q, B, G> {
         Ok(buf)
     }
 
-    /// Copies host data into a view of the same length.
+    /// Copies host data into a view of the same length. The host data may be changed when this returns; on a GPU that
+    /// can mean waiting for what is enqueued.
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::DeviceMismatch`], or what the driver says.
@@ -76,7 +78,8 @@ impl<'q, B: Backend, G: Tag> Queue<'q, B, G> {
         if data.is_empty() {
             return Ok(());
         }
-        self.raw.upload(as_bytes(data), dst.into_region())
+        // SAFETY: device and length were checked, and there is something to copy.
+        unsafe { self.raw.upload(as_bytes(data), dst.into_region()) }
     }
 
     /// Runs what is enqueued, waits for it, and copies a view to the host.
@@ -99,7 +102,8 @@ impl<'q, B: Backend, G: Tag> Queue<'q, B, G> {
         if data.is_empty() {
             return self.raw.synchronize();
         }
-        self.raw.download(src.into_region(), as_bytes_mut(data))
+        // SAFETY: device and length were checked, and there is something to copy.
+        unsafe { self.raw.download(src.into_region(), as_bytes_mut(data)) }
     }
 
     /// Sets every byte of a view.
@@ -111,7 +115,8 @@ impl<'q, B: Backend, G: Tag> Queue<'q, B, G> {
         if dst.is_empty() {
             return Ok(());
         }
-        self.raw.fill(dst.into_region(), byte)
+        // SAFETY: the device was checked, and there is something to fill.
+        unsafe { self.raw.fill(dst.into_region(), byte) }
     }
 
     /// Reports failures of enqueued work that are known by now, without waiting.

@@ -28,8 +28,8 @@ pub struct RawViewMut<'a, B: Backend> {
     pub len: usize,
 }
 
-/// A matrix: `rows` rows of `cols` elements, row `r` starting at element `r * stride`. `stride >= cols` where there is
-/// more than one row. The region ends with the last row.
+/// A matrix: `rows` rows of `cols` elements, row `r` starting at element `r * stride`. `stride >= cols`, and
+/// equal where there are fewer than two rows. The region ends with the last row.
 #[derive(Clone, Debug)]
 pub struct RawRows<'a, B: Backend> {
     /// The memory.
@@ -102,7 +102,7 @@ pub struct PlanShape {
     pub num_local_experts: usize,
     /// How the rows of the experts lie.
     pub layout: Layout,
-    /// How many routes a local expert takes. `Layout::Padded(c)` always comes with `ByRoute(c)` or smaller.
+    /// How many routes a local expert takes. `Layout::Padded(c)` always comes with a capacity of c or less.
     pub capacity: Option<Capacity>,
     /// R, rows of the plan: at most `i32::MAX`.
     pub rows: usize,
@@ -238,6 +238,8 @@ pub struct BuildArgs<'a, B: Backend> {
     /// i32 `[P]`: the local index of each physical expert, -1 where it is not local; anything else outside
     /// `0..E_local` is invalid. Without it every physical expert is local.
     pub expert_map: Option<RawView<'a, B>>,
+    /// `[T, K]` in f32, f16 or bf16: what `Capacity::ByWeight` goes by. There if and only if the shape has it.
+    pub capacity_weights: Option<RawView<'a, B>>,
     /// i32 `[1]`: only tokens below this number are routed; the routes of the others are not placed and count nowhere.
     /// A negative number means none, one above T means all.
     pub valid_tokens: Option<RawView<'a, B>>,

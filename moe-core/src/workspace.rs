@@ -44,6 +44,23 @@ pub struct Workspace<B: Backend, G: Tag = Untagged> {
     tag: PhantomData<G>,
 }
 
+impl<B: Backend, G: Tag> Workspace<B, G> {
+    pub(crate) fn retag<H: Tag>(self) -> Workspace<B, H> {
+        let Self { buffer, limits, stream, .. } = self;
+        Workspace { buffer, limits, stream, tag: PhantomData }
+    }
+
+    /// Where it lives.
+    pub fn device_id(&self) -> DeviceId<B> {
+        self.buffer.device_id()
+    }
+
+    /// Leaves the tag behind, so that the workspace can leave a branded scope.
+    pub fn unbrand(self) -> Workspace<B> {
+        self.retag()
+    }
+}
+
 impl<B: PermuteBackend, G: Tag> Workspace<B, G> {
     /// Scratch for everything within the limits, on the queue's device and stream.
     ///
@@ -81,11 +98,6 @@ impl<B: PermuteBackend, G: Tag> Workspace<B, G> {
     /// Its size in bytes.
     pub fn byte_len(&self) -> usize {
         self.buffer.byte_len()
-    }
-
-    /// Where it lives.
-    pub fn device_id(&self) -> DeviceId<B> {
-        self.buffer.device_id()
     }
 
     /// Its memory, after the checks of device, stream and size.

@@ -42,7 +42,7 @@ pub use device::CpuDevice;
 pub use queue::CpuQueue;
 
 use moe_core::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, ZeroTailArgs};
-use moe_core::{Backend, Limits, PermuteBackend, Result};
+use moe_core::{Backend, Capacity, Limits, PermuteBackend, Result};
 
 /// The CPU backend.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +75,14 @@ impl Backend for Cpu {
 unsafe impl PermuteBackend for Cpu {
     fn scratch_bytes(queue: &CpuQueue, limits: &Limits) -> usize {
         plan::scratch_bytes(queue, limits)
+    }
+
+    fn supports_capacity(_: &Capacity) -> bool {
+        true
+    }
+
+    fn supports_replicas() -> bool {
+        true
     }
 
     unsafe fn build(queue: &mut CpuQueue, plan: PlanMut<'_, Self>, args: BuildArgs<'_, Self>) -> Result<()> {

@@ -9,7 +9,7 @@ use moe_core::{Capacity, DType, Layout, Limits};
 pub(crate) fn scratch_bytes(queue: &CpuQueue, limits: &Limits) -> usize {
     let Limits { max_routes, max_experts, .. } = *limits;
     let threads = queue.device().num_threads();
-    kernels::plan_scratch_bytes(max_routes, max_experts, max_experts, max_experts, threads, false)
+    kernels::plan_scratch_bytes(max_routes, max_experts, max_experts, max_experts, threads, true)
 }
 
 pub(crate) fn build(queue: &CpuQueue, plan: PlanMut<'_, Cpu>, args: BuildArgs<'_, Cpu>) {
@@ -39,6 +39,10 @@ pub(crate) fn build(queue: &CpuQueue, plan: PlanMut<'_, Cpu>, args: BuildArgs<'_
         },
         capacity: match shape.capacity {
             Some(Capacity::ByRoute(c)) => Some(kernels::Capacity::ByRoute(c)),
+            // moe-core made sure that the weights are there.
+            Some(Capacity::ByWeight(c)) => {
+                args.capacity_weights.as_ref().map(|w| kernels::Capacity::ByWeight(c, weights(w)))
+            }
             _ => None,
         },
         valid_tokens: args.valid_tokens.as_ref().map(|count| typed::<i32>(count.region.0)[0]),

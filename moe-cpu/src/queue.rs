@@ -46,17 +46,17 @@ unsafe impl CommandQueue for CpuQueue {
         CpuBuffer::zeroed(self.device.id(), bytes).ok_or_else(none)
     }
 
-    fn upload(&mut self, src: &[u8], dst: CpuRegionMut<'_>) -> Result<()> {
+    unsafe fn upload(&mut self, src: &[u8], dst: CpuRegionMut<'_>) -> Result<()> {
         dst.0.copy_from_slice(src);
         Ok(())
     }
 
-    fn download(&mut self, src: CpuRegion<'_>, dst: &mut [u8]) -> Result<()> {
+    unsafe fn download(&mut self, src: CpuRegion<'_>, dst: &mut [u8]) -> Result<()> {
         dst.copy_from_slice(src.0);
         Ok(())
     }
 
-    fn fill(&mut self, dst: CpuRegionMut<'_>, byte: u8) -> Result<()> {
+    unsafe fn fill(&mut self, dst: CpuRegionMut<'_>, byte: u8) -> Result<()> {
         dst.0.fill(byte);
         Ok(())
     }

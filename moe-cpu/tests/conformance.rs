@@ -18,7 +18,7 @@ fn a_group_that_is_skipped_says_why() {
 
 #[test]
 fn a_report_is_json_and_names_every_group() {
-    use moe_core::conformance::{GROUPS, GroupReport, Failure, Report};
+    use moe_core::conformance::{Failure, GROUPS, GroupReport, Report};
     let failure = Failure { case: "a \"quoted\" name\n".into(), message: "back\\slash".into() };
     let groups = GROUPS.iter().map(|name| GroupReport {
         name,

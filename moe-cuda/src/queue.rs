@@ -140,7 +140,7 @@ unsafe impl CommandQueue for CudaQueue {
         Ok(CudaBuffer::new(Allocation::zeroed(&self.device, &self.stream, bytes)?))
     }
 
-    fn upload(&mut self, src: &[u8], mut dst: CudaRegionMut<'_>) -> Result<()> {
+    unsafe fn upload(&mut self, src: &[u8], mut dst: CudaRegionMut<'_>) -> Result<()> {
         let op = "upload";
         self.not_capturing(op)?;
         let mut launch = Launch::new(self, op)?;
@@ -155,7 +155,7 @@ unsafe impl CommandQueue for CudaQueue {
         self.synchronize()
     }
 
-    fn download(&mut self, src: CudaRegion<'_>, dst: &mut [u8]) -> Result<()> {
+    unsafe fn download(&mut self, src: CudaRegion<'_>, dst: &mut [u8]) -> Result<()> {
         let op = "download";
         self.not_capturing(op)?;
         let mut launch = Launch::new(self, op)?;
@@ -170,7 +170,7 @@ unsafe impl CommandQueue for CudaQueue {
         waited
     }
 
-    fn fill(&mut self, mut dst: CudaRegionMut<'_>, byte: u8) -> Result<()> {
+    unsafe fn fill(&mut self, mut dst: CudaRegionMut<'_>, byte: u8) -> Result<()> {
         let op = "fill";
         let len = dst.len;
         let mut launch = Launch::new(self, op)?;

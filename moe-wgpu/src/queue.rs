@@ -9,23 +9,25 @@ use crate::{Wgpu, WgpuDevice};
 use moe_core::{CommandQueue, Device, DeviceId, Error, Result};
 use std::sync::mpsc;
 
-/// Records operations: into an encoder of its own, or into the caller's ([`WgpuDevice::record`]).
+/// Records operations: into the encoder of the device, or into the caller's ([`WgpuDevice::record`]).
 ///
-/// An encoder of its own is submitted by [`submit`](Self::submit), by what waits for results, and when the queue is
-/// dropped; a failure then is reported by the next check of any queue of the device.
+/// Queues that the device makes share its encoder, so that their work runs in the order in which it was recorded. It is
+/// submitted by [`submit`](Self::submit), by what waits for results, and when such a queue is dropped; a failure then is
+/// reported by the next check of any queue of the device.
 #[derive(Debug)]
 pub struct WgpuQueue<'q> {
     device: WgpuDevice,
-    encoder: Encoder<'q>,
-    params: Vec<ParamSlab>,
-    /// The first operation that was recorded and not submitted.
-    first_op: Option<&'static str>,
+    lent: Option<(&'q mut wgpu::CommandEncoder, Recording)>,
 }
 
-#[derive(Debug)]
-enum Encoder<'q> {
-    Own(Option<wgpu::CommandEncoder>, &'static str),
-    Lent(&'q mut wgpu::CommandEncoder),
+/// What is recorded and not submitted.
+#[derive(Debug, Default)]
+pub(crate) struct Recording {
+    encoder: Option<wgpu::CommandEncoder>,
+    params: Vec<ParamSlab>,
+    first_op: Option<&'static str>,
+    /// The first operation of the last submission.
+    submitted: Option<&'static str>,
 }
 
 /// Bytes that an upload or a download stages at once.
@@ -33,11 +35,11 @@ const STAGE: u64 = 64 << 20;
 
 impl<'q> WgpuQueue<'q> {
     pub(crate) fn own(device: WgpuDevice) -> Self {
-        Self { device, encoder: Encoder::Own(None, "queue"), params: Vec::new(), first_op: None }
+        Self { device, lent: None }
     }
 
     pub(crate) fn lent(device: WgpuDevice, encoder: &'q mut wgpu::CommandEncoder) -> Self {
-        Self { device, encoder: Encoder::Lent(encoder), params: Vec::new(), first_op: None }
+        Self { device, lent: Some((encoder, Recording::default())) }
     }
 
     /// The device it feeds.
@@ -55,24 +57,59 @@ impl<'q> WgpuQueue<'q> {
     /// # Errors
     /// What is wrong with recorded commands, or [`Error::DeviceLost`].
     pub fn submit(&mut self) -> Result<()> {
-        self.flush("submit").map(drop)
+        self.flush("submit")
     }
 
-    /// The encoder and the parameters of what is recorded into it.
-    pub(crate) fn parts(&mut self) -> (&mut wgpu::CommandEncoder, &mut Vec<ParamSlab>) {
-        let encoder = match &mut self.encoder {
-            Encoder::Lent(encoder) => encoder,
-            Encoder::Own(encoder, _) => encoder.get_or_insert_with(|| {
-                let descriptor = wgpu::CommandEncoderDescriptor { label: Some("moe-wgpu") };
-                self.device.device().create_command_encoder(&descriptor)
-            }),
-        };
-        (encoder, &mut self.params)
+    /// Records a part of `op`. Gives the first operation that was recorded and is not submitted, too.
+    pub(crate) fn with<R>(
+        &mut self,
+        op: &'static str,
+        record: impl FnOnce(&mut wgpu::CommandEncoder, &mut Vec<ParamSlab>) -> R,
+    ) -> (R, &'static str) {
+        match &mut self.lent {
+            Some((encoder, recording)) => {
+                let first_op = *recording.first_op.get_or_insert(op);
+                (record(encoder, &mut recording.params), first_op)
+            }
+            None => {
+                let mut recording = self.device.recording();
+                let first_op = *recording.first_op.get_or_insert(op);
+                let Recording { encoder, params, .. } = &mut *recording;
+                let encoder = encoder.get_or_insert_with(|| {
+                    let descriptor = wgpu::CommandEncoderDescriptor { label: Some("moe-wgpu") };
+                    self.device.device().create_command_encoder(&descriptor)
+                });
+                (record(encoder, params), first_op)
+            }
+        }
     }
 
-    /// Notes that an operation is recorded, and gives the first that was and is not submitted.
-    pub(crate) fn started(&mut self, op: &'static str) -> &'static str {
-        self.first_op.get_or_insert(op)
+    /// The first operation that can have failed, as far as is known.
+    fn first_op(&self) -> &'static str {
+        let first = |recording: &Recording| recording.submitted.or(recording.first_op).unwrap_or("unknown");
+        match &self.lent {
+            Some((_, recording)) => first(recording),
+            None => first(&self.device.recording()),
+        }
+    }
+
+    fn flush(&mut self, op: &'static str) -> Result<()> {
+        if let Some((_, recording)) = &mut self.lent {
+            recording.params.drain(..).for_each(ParamSlab::seal);
+            return Ok(());
+        }
+        // The lock is kept while submitting, so that nothing that is recorded meanwhile runs first.
+        let mut recording = self.device.recording();
+        recording.params.drain(..).for_each(ParamSlab::seal);
+        let first_op = recording.first_op.take().unwrap_or(op);
+        let Some(encoder) = recording.encoder.take() else { return Ok(()) };
+        recording.submitted = Some(first_op);
+        let (_, error) = catch(self.device.device(), || self.device.wgpu_queue().submit([encoder.finish()]));
+        drop(recording);
+        match error {
+            Some(error) => Err(self.driver_error(op, first_op, error)),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn driver_error(&self, op: &'static str, first_op: &'static str, error: wgpu::Error) -> Error {
@@ -99,7 +136,7 @@ impl<'q> WgpuQueue<'q> {
 
     /// Submits and waits.
     fn finish(&mut self, op: &'static str) -> Result<()> {
-        if let Encoder::Lent(_) = self.encoder {
+        if self.lent.is_some() {
             let reason = "it records into the caller's encoder; submit that and use a queue of the device".into();
             return Err(unsupported(op, reason));
         }
@@ -109,22 +146,14 @@ impl<'q> WgpuQueue<'q> {
         });
         self.report(op)?;
         if let Some(error) = error {
-            return Err(self.driver_error(op, self.submitted(), error));
+            return Err(self.driver_error(op, self.first_op(), error));
         }
         poll.map(drop).map_err(|error| backend(op, error))
     }
 
-    /// The first operation of the last submission.
-    fn submitted(&self) -> &'static str {
-        match self.encoder {
-            Encoder::Own(_, first_op) => first_op,
-            Encoder::Lent(_) => self.first_op.unwrap_or("record"),
-        }
-    }
-
     /// Failures that are known.
     fn report(&self, op: &'static str) -> Result<()> {
-        self.device.lost().check(op, self.id(), self.first_op.unwrap_or(self.submitted()))?;
+        self.device.lost().check(op, self.id(), self.first_op())?;
         match self.device.take_deferred() {
             Some(error) => Err(error),
             None => Ok(()),
@@ -138,7 +167,7 @@ impl<'q> WgpuQueue<'q> {
         usage: wgpu::BufferUsages,
         mapped_at_creation: bool,
     ) -> Result<wgpu::Buffer> {
-        self.device.lost().check(op, self.id(), self.first_op.unwrap_or(op))?;
+        self.device.lost().check(op, self.id(), self.first_op())?;
         let memory = || Error::OutOfMemory { op, device: self.id().erase(), bytes: size as usize };
         if size > self.device.max_buffer() {
             return Err(memory());
@@ -148,13 +177,13 @@ impl<'q> WgpuQueue<'q> {
         match error {
             None => Ok(buffer),
             Some(wgpu::Error::OutOfMemory { .. }) => Err(memory()),
-            Some(error) => Err(self.driver_error(op, self.first_op.unwrap_or(op), error)),
+            Some(error) => Err(self.driver_error(op, self.first_op(), error)),
         }
     }
 
     /// Whether a copy command can move these bytes; a kernel must where it cannot.
     fn copyable(region: &WgpuRegion<'_>, usage: wgpu::BufferUsages) -> bool {
-        (region.start | region.len) % 4 == 0 && region.buffer.usage().contains(usage)
+        (region.start | region.len).is_multiple_of(4) && region.buffer.usage().contains(usage)
     }
 
     /// Records the kernel that moves bytes of any alignment, or fills them.
@@ -200,15 +229,14 @@ impl<'q> WgpuQueue<'q> {
             self.copy_bytes(op, Some(src), &WgpuRegion::new(&between, to), 0)?;
             (from, start) = (between, 0);
         }
-        self.started(op);
-        self.parts().0.copy_buffer_to_buffer(&from, start, &stage, 0, size);
+        self.with(op, |encoder, _| encoder.copy_buffer_to_buffer(&from, start, &stage, 0, size));
         self.flush(op)?;
         let (send, receive) = mpsc::channel();
         let ((), error) = catch(self.device.device(), || {
             stage.map_async(wgpu::MapMode::Read, .., move |result| drop(send.send(result)));
         });
         if let Some(error) = error {
-            return Err(self.driver_error(op, self.submitted(), error));
+            return Err(self.driver_error(op, self.first_op(), error));
         }
         self.finish(op)?;
         match receive.recv() {
@@ -222,8 +250,9 @@ impl<'q> WgpuQueue<'q> {
     }
 }
 
-// SAFETY: the id is the device's. wgpu runs submissions of a device in order and puts barriers between uses of a buffer,
-// so the work of two queues does not overlap in time and one stream key is right for all. `alloc_zeroed` gives a buffer
+// SAFETY: the id is the device's. The device's queues share one encoder, wgpu runs submissions of a device in order and
+// puts barriers between uses of a buffer, so no work overlaps in time and one stream key is right for all; what goes
+// into a caller's encoder runs where the caller submits it. `alloc_zeroed` gives a buffer
 // at least as long as asked for and says the length asked for; `upload` copies the host's bytes into a mapped buffer and
 // `read_stage` fills all of the host's.
 unsafe impl CommandQueue for WgpuQueue<'_> {
@@ -244,7 +273,7 @@ unsafe impl CommandQueue for WgpuQueue<'_> {
         Ok(WgpuBuffer::new(buffer, bytes, self.id()))
     }
 
-    fn upload(&mut self, src: &[u8], dst: WgpuRegionMut<'_>) -> Result<()> {
+    unsafe fn upload(&mut self, src: &[u8], dst: WgpuRegionMut<'_>) -> Result<()> {
         let (op, dst) = ("upload", dst.0);
         for (i, part) in src.chunks(STAGE as usize).enumerate() {
             let start = dst.start + i as u64 * STAGE;
@@ -256,8 +285,7 @@ unsafe impl CommandQueue for WgpuQueue<'_> {
             drop(view);
             stage.unmap();
             if Self::copyable(&to, wgpu::BufferUsages::COPY_DST) {
-                self.started(op);
-                self.parts().0.copy_buffer_to_buffer(&stage, 0, to.buffer, to.start, to.len);
+                self.with(op, |encoder, _| encoder.copy_buffer_to_buffer(&stage, 0, to.buffer, to.start, to.len));
             } else {
                 self.copy_bytes(op, Some(&WgpuRegion::new(&stage, 0..to.len)), &to, 0)?;
             }
@@ -265,11 +293,11 @@ unsafe impl CommandQueue for WgpuQueue<'_> {
         Ok(())
     }
 
-    fn download(&mut self, src: WgpuRegion<'_>, dst: &mut [u8]) -> Result<()> {
+    unsafe fn download(&mut self, src: WgpuRegion<'_>, dst: &mut [u8]) -> Result<()> {
         if dst.is_empty() {
             return self.synchronize();
         }
-        if let Encoder::Lent(_) = self.encoder {
+        if self.lent.is_some() {
             return self.finish("download");
         }
         for (i, part) in dst.chunks_mut(STAGE as usize).enumerate() {
@@ -279,11 +307,10 @@ unsafe impl CommandQueue for WgpuQueue<'_> {
         Ok(())
     }
 
-    fn fill(&mut self, dst: WgpuRegionMut<'_>, byte: u8) -> Result<()> {
+    unsafe fn fill(&mut self, dst: WgpuRegionMut<'_>, byte: u8) -> Result<()> {
         let dst = dst.0;
         if byte == 0 && Self::copyable(&dst, wgpu::BufferUsages::COPY_DST) {
-            self.started("fill");
-            self.parts().0.clear_buffer(dst.buffer, dst.start, Some(dst.len));
+            self.with("fill", |encoder, _| encoder.clear_buffer(dst.buffer, dst.start, Some(dst.len)));
             return Ok(());
         }
         self.copy_bytes("fill", None, &dst, byte)
@@ -293,7 +320,7 @@ unsafe impl CommandQueue for WgpuQueue<'_> {
         let (polled, error) = catch(self.device.device(), || self.device.device().poll(wgpu::PollType::Poll));
         self.report("check")?;
         if let Some(error) = error {
-            return Err(self.driver_error("check", self.submitted(), error));
+            return Err(self.driver_error("check", self.first_op(), error));
         }
         polled.map(drop).map_err(|error| backend("check", error))
     }

@@ -146,7 +146,8 @@ pub(super) fn bug_20_odd_widths_and_offsets<B: PermuteBackend>(ctx: &mut Ctx<'_,
                     let case = Case { dtype, ..case };
                     ctx.case(format!("gather of {case:?}"), |ctx, rng| check_gather(ctx, &case, rng));
                 }
-                for (dtype, out) in [(DType::F8E4M3, DType::F16), (DType::BF16, DType::BF16), (DType::F32, DType::F32)] {
+                for (dtype, out) in [(DType::F8E4M3, DType::F16), (DType::BF16, DType::BF16), (DType::F32, DType::F32)]
+                {
                     let case = Case { dtype, out, weights: Some(DType::BF16), residual: true, ..case };
                     ctx.case(format!("combine of {case:?}"), |ctx, rng| check_combine(ctx, &case, rng));
                 }

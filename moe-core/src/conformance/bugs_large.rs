@@ -35,8 +35,7 @@ pub(super) fn bug_01_row_offsets_past_32_bits<B: PermuteBackend>(ctx: &mut Ctx<'
             check_rows(ctx, &want, &x, &rows, hidden)?;
             let w: Vec<f32> = values(rng, tokens * top_k, false);
             let weights = ctx.queue.upload(&w)?;
-            let out =
-                plan.combine(rows.rows(hidden)?).weights(weights.view()).run::<bf16>(&mut ctx.queue)?;
+            let out = plan.combine(rows.rows(hidden)?).weights(weights.view()).run::<bf16>(&mut ctx.queue)?;
             check_tokens(ctx, &want, &x, &w, &out, hidden)?;
             drop(out);
             let grad = plan.combine_grad(x.rows(hidden)?).rows(rows.rows(hidden)?).run::<f32>(&mut ctx.queue)?;
@@ -109,7 +108,8 @@ fn check_tokens<B: PermuteBackend>(
         if ctx.exact() {
             same(&format!("token {t}"), &got, &want, hidden)?;
         } else {
-            let far = got.iter().zip(&want).position(|(g, w)| (g.widen() - w.widen()).abs() > 0.02 * (1.0 + w.widen().abs()));
+            let far =
+                got.iter().zip(&want).position(|(g, w)| (g.widen() - w.widen()).abs() > 0.02 * (1.0 + w.widen().abs()));
             ensure(far.is_none(), || format!("token {t} differs at {far:?}"))?;
         }
     }
@@ -154,7 +154,9 @@ pub(super) fn bug_02_scale_offsets_past_32_bits<B: PermuteBackend>(ctx: &mut Ctx
 
 /// 8192 tokens of 8 routes: 65,536 rows, one more than a grid dimension takes.
 pub(super) fn bug_13_more_rows_than_a_grid_dimension<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
-    for (tokens, top_k, layout) in [(8192, 8, Layout::Packed), (70_000, 1, Layout::Packed), (8192, 8, Layout::Aligned(64))] {
+    for (tokens, top_k, layout) in
+        [(8192, 8, Layout::Packed), (70_000, 1, Layout::Packed), (8192, 8, Layout::Aligned(64))]
+    {
         let case = Case { tokens, top_k, experts: 64, hidden: 3, layout, ..plain() };
         let weighted = Case { weights: Some(DType::F32), ..case };
         ctx.case(format!("gather of {case:?}"), |ctx, rng| check_gather(ctx, &case, rng));
@@ -169,7 +171,8 @@ pub(super) fn bug_13_more_rows_than_a_grid_dimension<B: PermuteBackend>(ctx: &mu
 pub(super) fn bug_14_repeats_are_bitwise_equal<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
     ctx.case("100 runs of T=4097, K=16, E=128", |ctx, rng| {
         let (tokens, top_k, hidden) = (4097, 16, 3);
-        let case = Case { tokens, top_k, experts: 128, dist: Dist::Mixed, m_indices: true, logical_load: true, ..plain() };
+        let case =
+            Case { tokens, top_k, experts: 128, dist: Dist::Mixed, m_indices: true, logical_load: true, ..plain() };
         let (ids, ..) = route::contents(&case, rng);
         let inputs = Inputs::new(&mut ctx.queue, DType::I32, &ids, None, None, Default::default())?;
         let x = ctx.queue.upload(&values::<bf16>(rng, tokens * hidden, false))?;

@@ -210,7 +210,9 @@ fn against_float64<B: PermuteBackend, T: Float + Widen>(
                 let want = f64::from(g.weights[x]) * dx;
                 let got = f64::from(rows[row * hidden + h].widen());
                 let bound = want.abs() * half_ulp * 1.001 + 2f64.powi(-24);
-                ensure((got - want).abs() <= bound, || format!("grad_rows[{row}, {h}] is {got}, float64 gives {want}"))?;
+                ensure((got - want).abs() <= bound, || {
+                    format!("grad_rows[{row}, {h}] is {got}, float64 gives {want}")
+                })?;
                 let term = f64::from(g.rows[row * hidden + h].widen()) * dx;
                 (dot, size) = (dot + term, size + term.abs());
             }

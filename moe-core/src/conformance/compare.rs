@@ -77,10 +77,19 @@ fn ulp(dtype: DType, x: f64) -> f64 {
 }
 
 /// Within the error that a backend without a fused multiply-add may make.
-pub(super) fn close<T: Widen>(what: &str, got: &[T], want: &[T], cols: usize, slack: impl Fn(usize) -> Slack) -> Checked {
+pub(super) fn close<T: Widen>(
+    what: &str,
+    got: &[T],
+    want: &[T],
+    cols: usize,
+    slack: impl Fn(usize) -> Slack,
+) -> Checked {
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let (g, w) = (f64::from(got.widen()), f64::from(want.widen()));
-        if as_bytes(std::slice::from_ref(got)) == as_bytes(std::slice::from_ref(want)) || g == w || g.is_nan() && w.is_nan() {
+        if as_bytes(std::slice::from_ref(got)) == as_bytes(std::slice::from_ref(want))
+            || g == w
+            || g.is_nan() && w.is_nan()
+        {
             continue;
         }
         let slack = slack(i);

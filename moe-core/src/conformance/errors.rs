@@ -1,7 +1,7 @@
 //! Each check of an argument gives its own typed error, which names operation and argument, and changes nothing.
 
-use super::combine_grad::plain;
 use super::axes::Case;
+use super::combine_grad::plain;
 use super::harness::{Checked, Ctx, Fail, ensure};
 use super::route;
 use crate::dtype::as_bytes;
@@ -198,7 +198,12 @@ pub(super) fn bug_19_scales_shorter_than_the_rows<B: PermuteBackend>(ctx: &mut C
         let queue = &mut ctx.queue;
         let rows = queue.zeros::<F8E4M3>(8 * 130)?;
         let scales = queue.zeros::<f32>(16)?;
-        let checks = [(7, 2, 128, "7 rows of 2"), (4, 2, 128, "4 rows of 2"), (8, 1, 128, "8 rows of 1"), (8, 2, 64, "8 rows of 3")];
+        let checks = [
+            (7, 2, 128, "7 rows of 2"),
+            (4, 2, 128, "4 rows of 2"),
+            (8, 1, 128, "8 rows of 1"),
+            (8, 2, 64, "8 rows of 3"),
+        ];
         for (n, cols, block, text) in checks {
             let parts = &["combine", "scales", text, "8 rows of"];
             refuses_and_keeps(queue, 4 * 130, "Shape", parts, |queue, out: &mut Buf<B, bf16>| {
@@ -219,15 +224,27 @@ pub(super) fn errors_of_combine_arguments<B: PermuteBackend>(ctx: &mut Ctx<'_, B
         let y8 = queue.zeros::<F8E4M3>(32)?;
         let f = queue.zeros::<f32>(32)?;
         let rows = |n: usize| y.view().slice(0..n * 4)?.rows(4);
-        refuses_and_keeps(queue, 16, "Shape", &["combine", "rows", "9 rows of 4", "8 rows of 4"], |q, out: &mut Buf<B, f32>| {
-            plan.combine(rows(9)?).run_into(q, out.rows_mut(4)?)
-        })?;
-        refuses_and_keeps(queue, 20, "Shape", &["combine", "out", "5 rows of 4", "4 rows of 4"], |q, out: &mut Buf<B, f32>| {
-            plan.combine(rows(8)?).run_into(q, out.rows_mut(4)?)
-        })?;
-        refuses_and_keeps(queue, 16, "Shape", &["combine", "weights", "32 elements", "8"], |q, out: &mut Buf<B, f32>| {
-            plan.combine(rows(8)?).weights(f.view()).run_into(q, out.rows_mut(4)?)
-        })?;
+        refuses_and_keeps(
+            queue,
+            16,
+            "Shape",
+            &["combine", "rows", "9 rows of 4", "8 rows of 4"],
+            |q, out: &mut Buf<B, f32>| plan.combine(rows(9)?).run_into(q, out.rows_mut(4)?),
+        )?;
+        refuses_and_keeps(
+            queue,
+            20,
+            "Shape",
+            &["combine", "out", "5 rows of 4", "4 rows of 4"],
+            |q, out: &mut Buf<B, f32>| plan.combine(rows(8)?).run_into(q, out.rows_mut(4)?),
+        )?;
+        refuses_and_keeps(
+            queue,
+            16,
+            "Shape",
+            &["combine", "weights", "32 elements", "8"],
+            |q, out: &mut Buf<B, f32>| plan.combine(rows(8)?).weights(f.view()).run_into(q, out.rows_mut(4)?),
+        )?;
         refuses_and_keeps(queue, 16, "Shape", &["combine", "residual", "8 rows of 4"], |q, out: &mut Buf<B, f32>| {
             plan.combine(rows(8)?).residual(f.rows(4)?).run_into(q, out.rows_mut(4)?)
         })?;
@@ -258,18 +275,32 @@ pub(super) fn errors_of_combine_grad_arguments<B: PermuteBackend>(ctx: &mut Ctx<
         let all = queue.zeros::<f32>(36)?;
         let rows = |n: usize| all.view().slice(0..n * 4)?.rows(4);
         let op = "combine_grad";
-        refuses_and_keeps(queue, 32, "Shape", &[op, "grad_out", "5 rows of 4", "4 rows of 4"], |q, out: &mut Buf<B, f32>| {
-            plan.combine_grad(rows(5)?).run_into::<f32>(q, Some(out.rows_mut(4)?), None)
-        })?;
-        refuses_and_keeps(queue, 28, "Shape", &[op, "grad_rows", "7 rows of 4", "8 rows of 4"], |q, out: &mut Buf<B, f32>| {
-            plan.combine_grad(rows(4)?).run_into::<f32>(q, Some(out.rows_mut(4)?), None)
-        })?;
+        refuses_and_keeps(
+            queue,
+            32,
+            "Shape",
+            &[op, "grad_out", "5 rows of 4", "4 rows of 4"],
+            |q, out: &mut Buf<B, f32>| plan.combine_grad(rows(5)?).run_into::<f32>(q, Some(out.rows_mut(4)?), None),
+        )?;
+        refuses_and_keeps(
+            queue,
+            28,
+            "Shape",
+            &[op, "grad_rows", "7 rows of 4", "8 rows of 4"],
+            |q, out: &mut Buf<B, f32>| plan.combine_grad(rows(4)?).run_into::<f32>(q, Some(out.rows_mut(4)?), None),
+        )?;
         refuses_and_keeps(queue, 32, "Shape", &[op, "weights", "36 elements", "8"], |q, out: &mut Buf<B, f32>| {
             plan.combine_grad(rows(4)?).weights(all.view()).run_into::<f32>(q, Some(out.rows_mut(4)?), None)
         })?;
-        refuses_and_keeps(queue, 8, "Shape", &[op, "rows", "9 rows of 4", "8 rows of 4"], |q, out: &mut Buf<B, f32>| {
-            plan.combine_grad(rows(4)?).rows(rows(9)?).run_into::<f32>(q, None, Some(out.view_mut()))
-        })?;
+        refuses_and_keeps(
+            queue,
+            8,
+            "Shape",
+            &[op, "rows", "9 rows of 4", "8 rows of 4"],
+            |q, out: &mut Buf<B, f32>| {
+                plan.combine_grad(rows(4)?).rows(rows(9)?).run_into::<f32>(q, None, Some(out.view_mut()))
+            },
+        )?;
         refuses_and_keeps(queue, 7, "Shape", &[op, "grad_weights", "7 elements", "8"], |q, out: &mut Buf<B, f32>| {
             plan.combine_grad(rows(4)?).rows(rows(8)?).run_into::<f32>(q, None, Some(out.view_mut()))
         })?;

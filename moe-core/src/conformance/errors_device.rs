@@ -2,9 +2,7 @@
 
 use super::errors::refuses;
 use super::harness::{Checked, Ctx, ensure};
-use crate::{
-    CommandQueue, Dev, DeviceSpec, Limits, PermuteBackend, PlanSpec, Result, RoutePlan, Routing, Workspace,
-};
+use crate::{CommandQueue, Dev, DeviceSpec, Limits, PermuteBackend, PlanSpec, Result, RoutePlan, Routing, Workspace};
 
 /// What was asked for without an index works with everything on the device that it resolved to.
 pub(super) fn bug_15_a_spec_without_index_is_its_device<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
@@ -58,7 +56,11 @@ fn mixed<B: PermuteBackend>(ctx: &mut Ctx<'_, B>, second: &str) -> Checked {
     let top_k = || Routing::top_k(ids.view());
     other(plan.build_into(here, &mut workspace, spec, Routing::top_k(ids2.view())), "build_into", "ids")?;
     other(plan.build_into(here, &mut workspace, spec, top_k().expert_map(map2.view())), "build_into", "expert_map")?;
-    other(plan.build_into(here, &mut workspace, spec, top_k().valid_tokens(one2.view())), "build_into", "valid_tokens")?;
+    other(
+        plan.build_into(here, &mut workspace, spec, top_k().valid_tokens(one2.view())),
+        "build_into",
+        "valid_tokens",
+    )?;
     other(plan.build_into(here, &mut workspace2, spec, top_k()), "build_into", "workspace")?;
     other(plan2.build_into(here, &mut workspace, spec, top_k()), "build_into", "plan")?;
     let result = plan.permute_into(here, &mut workspace, spec, top_k(), x2.rows(4)?, y.rows_mut(4)?);

@@ -105,7 +105,9 @@ impl<B: PermuteBackend, T: Element> Guarded<B, T> {
         if let Some(byte) = as_bytes(&all).iter().position(|b| *b != self.place.poison) {
             let element = byte / size_of::<T>();
             let (first, end) = (self.start(0), self.end());
-            return Err(Fail(format!("{what}: canary at element {element} overwritten ({first}..{end} holds the rows)")));
+            return Err(Fail(format!(
+                "{what}: canary at element {element} overwritten ({first}..{end} holds the rows)"
+            )));
         }
         Ok(out)
     }

@@ -14,7 +14,9 @@ use super::compare::{Slack, close, same};
 use super::harness::{Checked, Fail, ensure};
 use super::naive::Widen;
 use crate::dtype::as_bytes_mut;
-use crate::{CombineInput, Dev, Element, Float, Limits, PermuteBackend, PlanSpec, Queue, RoutePlan, Routing, Workspace};
+use crate::{
+    CombineInput, Dev, Element, Float, Limits, PermuteBackend, PlanSpec, Queue, RoutePlan, Routing, Workspace,
+};
 use float8::F8E4M3;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};

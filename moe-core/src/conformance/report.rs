@@ -54,9 +54,10 @@ impl Report {
     pub fn to_json(&self) -> String {
         let strings = |list: &[String]| list.iter().map(|s| json_string(s)).collect::<Vec<_>>().join(",");
         let groups = self.groups.iter().map(|g| {
-            let failures = g.failures.iter().map(|f| {
-                format!("{{\"case\":{},\"message\":{}}}", json_string(&f.case), json_string(&f.message))
-            });
+            let failures = g
+                .failures
+                .iter()
+                .map(|f| format!("{{\"case\":{},\"message\":{}}}", json_string(&f.case), json_string(&f.message)));
             format!(
                 "{{\"name\":{},\"cases\":{},\"failed\":{},\"skipped\":[{}],\"failures\":[{}]}}",
                 json_string(g.name),

@@ -128,7 +128,9 @@ fn odd_id(dtype: DType, experts: usize, rng: &mut Rng) -> i64 {
         DType::I32 => [-2, -3, i64::from(i32::MIN), e, e + 1, i64::from(i32::MAX)][rng.below(6)],
         DType::U32 => [e, e + 1, 1 << 31, (1 << 31) + low, i64::from(u32::MAX) - 1][rng.below(5)],
         // 2^32 - 1 is -1 in its low half, and masked only for u32.
-        _ => [-2, i64::MIN, i64::MAX, e, (1 << 32) + low, (1 << 32) - 1, (7 << 40) + low, low - (1 << 32)][rng.below(8)],
+        _ => {
+            [-2, i64::MIN, i64::MAX, e, (1 << 32) + low, (1 << 32) - 1, (7 << 40) + low, low - (1 << 32)][rng.below(8)]
+        }
     }
 }
 
@@ -215,12 +217,6 @@ pub(super) fn check_plan<B: PermuteBackend>(ctx: &mut Ctx<'_, B>, case: &Case, r
     inputs.check(&mut ctx.queue)?;
     plan.validate(&mut ctx.queue)?;
     let status = plan.status(&mut ctx.queue)?;
-    let counters = [
-        status.masked,
-        status.invalid,
-        status.non_local,
-        status.over_capacity,
-        status.over_max_routes,
-    ];
+    let counters = [status.masked, status.invalid, status.non_local, status.over_capacity, status.over_max_routes];
     ensure(counters == want.status, || format!("status() gives {status:?}, expected {:?}", want.status))
 }

@@ -31,8 +31,22 @@ fn plain(rng: &mut Rng, dtype: DType) -> u64 {
 /// NaN with and without payload, infinities, zeros of both signs, subnormals, numbers that end in a tie.
 fn special(rng: &mut Rng, dtype: DType) -> u64 {
     let f32s = [
-        0x7fc0_0000, 0xffc1_2345, 0x7f80_0001, 0x7f80_0000, 0xff80_0000, 0, 0x8000_0000, 1, 0x8000_0123, 0x007f_ffff,
-        0x3f80_8000, 0x3f81_8000, 0x3f80_1000, 0x3f80_3000, 0x3380_0000, 0x0080_0000,
+        0x7fc0_0000,
+        0xffc1_2345,
+        0x7f80_0001,
+        0x7f80_0000,
+        0xff80_0000,
+        0,
+        0x8000_0000,
+        1,
+        0x8000_0123,
+        0x007f_ffff,
+        0x3f80_8000,
+        0x3f81_8000,
+        0x3f80_1000,
+        0x3f80_3000,
+        0x3380_0000,
+        0x0080_0000,
     ];
     let f16s = [0x7e00, 0xfe23, 0x7c01, 0x7c00, 0xfc00, 0, 0x8000, 1, 0x8155, 0x03ff, 0x3c01, 0x0400];
     let bf16s = [0x7fc0, 0xffd5, 0x7f81, 0x7f80, 0xff80, 0, 0x8000, 1, 0x8055, 0x007f, 0x3f81, 0x0080];

@@ -134,9 +134,10 @@ impl<B: PermuteBackend, G: Tag> LoadRecorder<B, G> {
         if self.steps < self.window || self.pending.is_some() {
             return Ok(());
         }
-        let readback = queue.raw_mut().start_download(self.sums.view().into_region())?;
-        self.pending = Some((readback, self.steps));
+        // SAFETY: `check_queue` made sure of the device.
+        let readback = unsafe { queue.raw_mut().start_download(self.sums.view().into_region()) }?;
         queue.fill(self.sums.view_mut(), 0)?;
+        self.pending = Some((readback, self.steps));
         self.steps = 0;
         self.routes.fill(0);
         Ok(())

@@ -52,7 +52,8 @@ pub struct RoutePlan<B: Backend, G: Tag = Untagged> {
 }
 
 impl<B: Backend, G: Tag> RoutePlan<B, G> {
-    /// Memory for a plan of this shape, to be [built](Self::build_into) later. Nothing can be done with it before.
+    /// Memory for a plan of this shape, to be [built](Self::build_into) later. No operation takes it before, and its
+    /// index arrays mean nothing.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a shape out of range, [`Error::OutOfMemory`], or what the driver says.
@@ -64,6 +65,10 @@ impl<B: Backend, G: Tag> RoutePlan<B, G> {
 
     /// Leaves the tag behind, so that the plan can leave a branded scope.
     pub fn unbrand(self) -> RoutePlan<B> {
+        self.retag()
+    }
+
+    pub(crate) fn retag<H: Tag>(self) -> RoutePlan<B, H> {
         let Self { buffer, arrays, built, .. } = self;
         RoutePlan { buffer, arrays, built, tag: PhantomData }
     }
@@ -227,7 +232,10 @@ impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
         let inputs = [
             ("rows", span(&rows.region)),
             ("ids", span(&args.ids.region)),
+            ("log2phy", args.replicas.as_ref().and_then(|r| span(&r.log2phy.region))),
+            ("logcnt", args.replicas.as_ref().and_then(|r| span(&r.logcnt.region))),
             ("expert_map", args.expert_map.as_ref().and_then(|v| span(&v.region))),
+            ("capacity_weights", args.capacity_weights.as_ref().and_then(|v| span(&v.region))),
             ("valid_tokens", args.valid_tokens.as_ref().and_then(|v| span(&v.region))),
             ("plan", span(&self.buffer.region())),
         ];
@@ -258,14 +266,22 @@ impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
             let (expected, got) = (arrays.byte_len, self.buffer.byte_len());
             return Err(Error::TooSmall { op, arg: "plan", unit: "bytes", expected, got });
         }
+        if let Some(capacity) = arrays.shape.capacity.filter(|capacity| !B::supports_capacity(capacity)) {
+            let reason = format!("{capacity:?}; a capacity by route would work");
+            return Err(Error::Unsupported { op, backend: B::NAME, reason });
+        }
+        if routing.has_replicas() && !B::supports_replicas() {
+            let reason = "copies of experts; eplb::map_ids makes physical ids on the host".to_owned();
+            return Err(Error::Unsupported { op, backend: B::NAME, reason });
+        }
         let routing = routing.check(&check, &arrays.shape)?;
         let needed = Limits {
             max_routes: arrays.shape.num_routes(),
             max_experts: arrays.shape.num_experts.max(arrays.shape.num_physical_experts),
         };
         let scratch = workspace.scratch(op, queue, needed)?;
-        let routing::CheckedRouting { ids, replicas, expert_map, valid_tokens } = routing;
-        Ok((arrays, BuildArgs { ids, replicas, expert_map, valid_tokens, scratch }))
+        let routing::CheckedRouting { ids, replicas, expert_map, capacity_weights, valid_tokens } = routing;
+        Ok((arrays, BuildArgs { ids, replicas, expert_map, capacity_weights, valid_tokens, scratch }))
     }
 
     /// `out[slot[t, k], :] = rows[t, :]`: rows `[T, H]` of any dtype, by expert. Padding rows become zero.

@@ -3,7 +3,7 @@
 use crate::check::Check;
 use crate::raw::{PlanArrays, PlanShape, RawReplicas, RawView};
 use crate::tag::{Tag, Untagged};
-use crate::{Backend, DeviceId, Result, RouteId, Rows, View};
+use crate::{Backend, Capacity, DeviceId, Error, Float, Result, RouteId, Rows, View};
 use std::marker::PhantomData;
 
 /// `log2phy` and `logcnt`.
@@ -30,6 +30,7 @@ pub struct Routing<'a, B: Backend, G: Tag = Untagged> {
     ids: (DeviceId<B>, RawView<'a, B>),
     replicas: Option<Replicas<'a, B, G>>,
     expert_map: Option<View<'a, B, i32, G>>,
+    capacity_weights: Option<(DeviceId<B>, RawView<'a, B>)>,
     valid_tokens: Option<View<'a, B, i32, G>>,
     tag: PhantomData<G>,
 }
@@ -39,7 +40,7 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
     /// outside `0..E` is dropped and counted as invalid.
     pub fn top_k<I: RouteId>(ids: View<'a, B, I, G>) -> Self {
         let ids = (ids.device_id(), ids.into_raw());
-        Self { ids, replicas: None, expert_map: None, valid_tokens: None, tag: PhantomData }
+        Self { ids, replicas: None, expert_map: None, capacity_weights: None, valid_tokens: None, tag: PhantomData }
     }
 
     /// Copies of experts, as [`eplb`](crate::eplb) places them: `log2phy` `[E, X]` and `logcnt` `[E]`. The k-th route of
@@ -56,10 +57,19 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
         Self { expert_map: Some(map.shorten()), ..self }
     }
 
+    /// `[T, K]`: what [`Capacity::ByWeight`] goes by; only with it.
+    pub fn capacity_weights<'m: 'a, W: Float>(self, weights: View<'m, B, W, G>) -> Self {
+        Self { capacity_weights: Some((weights.device_id(), weights.shorten().into_raw())), ..self }
+    }
+
     /// `[1]`, on the device: only tokens below this number are routed. The others are not placed and count nowhere, so
     /// that a captured graph of T tokens can serve fewer.
     pub fn valid_tokens<'m: 'a>(self, count: View<'m, B, i32, G>) -> Self {
         Self { valid_tokens: Some(count.shorten()), ..self }
+    }
+
+    pub(crate) fn has_replicas(&self) -> bool {
+        self.replicas.is_some()
     }
 
     pub(crate) fn check<'s>(self, check: &Check<B>, shape: &PlanShape) -> Result<CheckedRouting<'s, B>>
@@ -93,6 +103,20 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
             let expected = format!("{physical} (num_physical_experts) without an expert map");
             check.number("num_local_experts", local == physical, &expected, local)?;
         }
+        let by_weight = matches!(shape.capacity, Some(Capacity::ByWeight(_)));
+        if by_weight != self.capacity_weights.is_some() {
+            let words = |there| if there { "weights" } else { "nothing" };
+            return Err(Error::InvalidArgument {
+                op: check.op,
+                arg: "capacity_weights",
+                expected: format!("{} for this capacity", words(by_weight)),
+                got: words(!by_weight).into(),
+            });
+        }
+        if let Some((device, weights)) = &self.capacity_weights {
+            check.device("capacity_weights", *device)?;
+            check.len("capacity_weights", shape.num_routes(), weights.len)?;
+        }
         if let Some(count) = &self.valid_tokens {
             check.device("valid_tokens", count.device_id())?;
             check.len("valid_tokens", 1, count.len())?;
@@ -105,6 +129,7 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
                 logcnt: logcnt.into_raw().shorten(),
             }),
             expert_map: self.expert_map.map(|view| view.into_raw().shorten()),
+            capacity_weights: self.capacity_weights.map(|(_, weights)| weights.shorten()),
             valid_tokens: self.valid_tokens.map(|view| view.into_raw().shorten()),
         })
     }
@@ -114,6 +139,7 @@ pub(crate) struct CheckedRouting<'a, B: Backend> {
     pub(crate) ids: RawView<'a, B>,
     pub(crate) replicas: Option<RawReplicas<'a, B>>,
     pub(crate) expert_map: Option<RawView<'a, B>>,
+    pub(crate) capacity_weights: Option<RawView<'a, B>>,
     pub(crate) valid_tokens: Option<RawView<'a, B>>,
 }
 

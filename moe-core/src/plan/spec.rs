@@ -24,6 +24,8 @@ pub enum Layout {
 pub enum Capacity {
     /// The first routes, by route number.
     ByRoute(usize),
+    /// The routes with the largest [weights](crate::Routing::capacity_weights), ties to the lower route, NaN lowest.
+    ByWeight(usize),
 }
 
 /// The shape of a route plan and which arrays it has.
@@ -129,7 +131,7 @@ impl PlanSpec {
             return Err(error("num_tokens", expected, self.num_tokens));
         };
         let mut capacity = self.capacity;
-        if let Some(Capacity::ByRoute(c)) = capacity {
+        if let Some(Capacity::ByRoute(c) | Capacity::ByWeight(c)) = capacity {
             index("capacity", c)?;
         }
         let rows = match self.layout {
@@ -141,10 +143,11 @@ impl PlanSpec {
             }
             Layout::Padded(c) => {
                 index("rows per expert", c)?;
-                capacity = Some(Capacity::ByRoute(match capacity {
-                    Some(Capacity::ByRoute(by_route)) => by_route.min(c),
-                    None => c,
-                }));
+                capacity = Some(match capacity {
+                    Some(Capacity::ByRoute(least)) => Capacity::ByRoute(least.min(c)),
+                    Some(Capacity::ByWeight(least)) => Capacity::ByWeight(least.min(c)),
+                    None => Capacity::ByRoute(c),
+                });
                 local.checked_mul(c)
             }
         };

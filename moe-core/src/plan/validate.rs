@@ -28,7 +28,7 @@ impl<B: Backend, G: Tag> RoutePlan<B, G> {
             let rows = match self.shape().layout {
                 Layout::Packed => Some(count),
                 Layout::Aligned(n) => (count >= 0).then(|| (count as usize).next_multiple_of(n) as i32),
-                Layout::Padded(c) => Some(c as i32),
+                Layout::Padded(c) => (0..=c as i32).contains(&count).then_some(c as i32),
             };
             let end = rows.and_then(|r| start.checked_add(r));
             let Some(end) = end.filter(|end| *end >= start && *end as usize <= source.len()) else {
