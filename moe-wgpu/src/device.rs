@@ -3,12 +3,13 @@
 use crate::buffer::{WgpuRegion, WgpuRegionMut};
 use crate::error::{Lost, backend, catch, ready};
 use crate::kernels::Pipelines;
+use crate::queue::Recording;
 use crate::{Wgpu, WgpuMint, WgpuQueue, adapters};
 use moe_core::identity::Registry;
 use moe_core::{Backend, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Result, View, ViewMut};
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 static DEVICES: Registry<WgpuDevice> = Registry::new();
 /// The logical devices that have a key, so that one that was opened here and comes back to be adopted is known.
@@ -64,6 +65,7 @@ struct Inner {
     /// What a dropped queue could not report.
     deferred: Mutex<Option<Error>>,
     pipelines: Pipelines,
+    recording: Mutex<Recording>,
 }
 
 impl fmt::Debug for WgpuDevice {
@@ -165,6 +167,7 @@ impl WgpuDevice {
             lost,
             deferred: Mutex::new(None),
             pipelines: Pipelines::default(),
+            recording: Mutex::default(),
         }))
     }
 
@@ -220,11 +223,12 @@ impl WgpuDevice {
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return refuse("buffer", "a buffer with STORAGE usage".into(), format!("{:?}", buffer.usage()));
         }
-        if buffer.size() % 4 != 0 {
+        if !buffer.size().is_multiple_of(4) {
             return refuse("buffer", "a size that is a multiple of 4 bytes".into(), buffer.size().to_string());
         }
         let size = size_of::<T>() as u64;
-        let whole = bytes.start <= bytes.end && bytes.end <= buffer.size() && (bytes.end - bytes.start) % size == 0;
+        let whole =
+            bytes.start <= bytes.end && bytes.end <= buffer.size() && (bytes.end - bytes.start).is_multiple_of(size);
         if !whole {
             let expected = format!("whole elements of {size} bytes inside 0..{}", buffer.size());
             return refuse("bytes", expected, format!("{bytes:?}"));
@@ -265,6 +269,11 @@ impl WgpuDevice {
 
     pub(crate) fn max_buffer(&self) -> u64 {
         self.0.max_buffer
+    }
+
+    /// What the queues of this device recorded.
+    pub(crate) fn recording(&self) -> MutexGuard<'_, Recording> {
+        self.0.recording.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Keeps the error of a queue that was dropped for the next check.

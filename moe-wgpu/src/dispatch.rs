@@ -114,43 +114,45 @@ impl WgpuQueue<'_> {
         for dispatch in dispatches {
             grids.push(dispatch.grid(&device, op)?);
         }
-        let first_op = self.started(op);
-        let ((), error) = catch(device.device(), || {
-            let (encoder, params) = self.parts();
-            let mut pass =
-                encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(op), ..Default::default() });
-            for (dispatch, (x, y)) in dispatches.iter().zip(grids) {
-                let Dispatch { kernel, constants, buffers, .. } = dispatch;
-                let shared = dispatch.shared();
-                let pipeline = device.pipelines().get(device.device(), kernel, constants, shared, device.native_f16());
-                if params.last().is_none_or(ParamSlab::is_full) {
-                    params.push(ParamSlab::new(device.device()));
+        let (error, first_op) = self.with(op, |encoder, params| {
+            catch(device.device(), || {
+                let mut pass =
+                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(op), ..Default::default() });
+                for (dispatch, (x, y)) in dispatches.iter().zip(grids) {
+                    let Dispatch { kernel, constants, buffers, .. } = dispatch;
+                    let shared = dispatch.shared();
+                    let pipeline =
+                        device.pipelines().get(device.device(), kernel, constants, shared, device.native_f16());
+                    if params.last().is_none_or(ParamSlab::is_full) {
+                        params.push(ParamSlab::new(device.device()));
+                    }
+                    let Some(slab) = params.last_mut() else { continue };
+                    let param = slab.push(&dispatch.params);
+                    let mut bounds = buffers.iter();
+                    let entries: Vec<_> = (0..)
+                        .zip(kernel.binds)
+                        .filter_map(|(binding, bind)| {
+                            let resource = match bind {
+                                Bind::Params => param.clone(),
+                                _ => {
+                                    let Bound { buffer, offset, size, .. } = *bounds.next()?;
+                                    wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) }
+                                }
+                            };
+                            Some(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(resource) })
+                        })
+                        .collect();
+                    let group = device.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                        label: Some(kernel.name),
+                        layout: &pipeline.layout,
+                        entries: &entries,
+                    });
+                    pass.set_pipeline(&pipeline.pipeline);
+                    pass.set_bind_group(0, &group, &[]);
+                    pass.dispatch_workgroups(x, y, 1);
                 }
-                let Some(slab) = params.last_mut() else { continue };
-                let param = slab.push(&dispatch.params);
-                let mut bounds = buffers.iter();
-                let entries: Vec<_> = (0..)
-                    .zip(kernel.binds)
-                    .filter_map(|(binding, bind)| {
-                        let resource = match bind {
-                            Bind::Params => param.clone(),
-                            _ => {
-                                let Bound { buffer, offset, size, .. } = *bounds.next()?;
-                                wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) }
-                            }
-                        };
-                        Some(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(resource) })
-                    })
-                    .collect();
-                let group = device.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: Some(kernel.name),
-                    layout: &pipeline.layout,
-                    entries: &entries,
-                });
-                pass.set_pipeline(&pipeline.pipeline);
-                pass.set_bind_group(0, &group, &[]);
-                pass.dispatch_workgroups(x, y, 1);
-            }
+            })
+            .1
         });
         if let Some(error) = error {
             for dispatch in dispatches {

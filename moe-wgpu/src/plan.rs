@@ -52,8 +52,7 @@ pub(crate) fn build(queue: &mut WgpuQueue<'_>, plan: PlanMut<'_, Wgpu>, args: Bu
         Some(section) => {
             let bytes = section.bytes();
             let region = WgpuRegion::new(buffer, bytes.start as u64..bytes.end as u64);
-            queue.started(op);
-            queue.parts().0.clear_buffer(buffer, region.start, Some(region.len));
+            queue.with(op, |encoder, _| encoder.clear_buffer(buffer, region.start, Some(region.len)));
             Bound::new(&device, op, "logical_load", &region)?
         }
         None => scratch,

@@ -119,21 +119,6 @@ impl<'q> WgpuQueue<'q> {
         backend(op, format!("{error} (first operation that can have failed: {first_op})"))
     }
 
-    fn flush(&mut self, op: &'static str) -> Result<Option<wgpu::SubmissionIndex>> {
-        for slab in self.params.drain(..) {
-            slab.seal();
-        }
-        let first_op = self.first_op.take().unwrap_or(op);
-        let Encoder::Own(encoder, submitted) = &mut self.encoder else { return Ok(None) };
-        let Some(encoder) = encoder.take() else { return Ok(None) };
-        *submitted = first_op;
-        let (index, error) = catch(self.device.device(), || self.device.wgpu_queue().submit([encoder.finish()]));
-        match error {
-            Some(error) => Err(self.driver_error(op, first_op, error)),
-            None => Ok(Some(index)),
-        }
-    }
-
     /// Submits and waits.
     fn finish(&mut self, op: &'static str) -> Result<()> {
         if self.lent.is_some() {

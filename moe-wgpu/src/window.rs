@@ -95,7 +95,7 @@ impl<'a> Matrix<'a> {
 
     /// Whether base, stride and length are multiples of 16 bytes.
     pub(crate) fn in_vectors(&self) -> bool {
-        (self.region.start | self.row_bytes | self.stride) % 16 == 0
+        (self.region.start | self.row_bytes | self.stride).is_multiple_of(16)
     }
 
     /// How many rows a binding holds.

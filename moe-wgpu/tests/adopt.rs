@@ -128,3 +128,13 @@ fn what_a_dropped_queue_recorded_has_run() {
     let buf = dev.queue().unwrap().upload(&[7u8, 8, 9]).unwrap();
     assert_eq!(dev.queue().unwrap().download(buf.view()).unwrap(), [7, 8, 9]);
 }
+
+#[test]
+fn queues_of_one_device_run_in_the_order_of_recording() {
+    let Some(dev) = common::device(WgpuOptions::default()) else { return };
+    let (mut first, mut second) = (dev.queue().unwrap(), dev.queue().unwrap());
+    let mut buf = first.upload(&[1u32, 2, 3, 4]).unwrap();
+    second.write(&[9u32], buf.view_mut().slice(1..2).unwrap()).unwrap();
+    first.fill(buf.view_mut().slice(2..3).unwrap(), 0xff).unwrap();
+    assert_eq!(second.download(buf.view()).unwrap(), [1, 9, u32::MAX, 4]);
+}
