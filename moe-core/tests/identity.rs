@@ -5,8 +5,7 @@ mod toy;
 
 use moe_core::{Dev, DeviceSpec, Error, Limits, PlanSpec, Result, RoutePlan, Routing, Workspace};
 use moe_cpu::Cpu;
-use std::sync::atomic::Ordering;
-use toy::{LAUNCHES, Toy};
+use toy::Toy;
 
 moe_core::device_tag!(First);
 moe_core::device_tag!(Second);
@@ -32,8 +31,24 @@ fn specifications_are_read_exactly() {
         assert_eq!((again.backend(), again.index()), (backend, index), "{text}");
     }
     let bad = [
-        "", ":", ":0", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda: 1", "cuda:1 ", " cuda", "CUDA", "cuda:0:1",
-        "cuda:4294967296", "cuda#1", "1cuda", "_cuda", "cüda", "cuda:١",
+        "",
+        ":",
+        ":0",
+        "cuda:",
+        "cuda:x",
+        "cuda:-1",
+        "cuda:+1",
+        "cuda: 1",
+        "cuda:1 ",
+        " cuda",
+        "CUDA",
+        "cuda:0:1",
+        "cuda:4294967296",
+        "cuda#1",
+        "1cuda",
+        "_cuda",
+        "cüda",
+        "cuda:١",
     ];
     for text in bad {
         let error = text.parse::<DeviceSpec>().expect_err(text);
@@ -88,21 +103,21 @@ fn without_tags_two_devices_are_told_apart_before_any_launch() -> Result<()> {
     let (ids_a, ids_b) = (qa.zeros::<i32>(2)?, qb.zeros::<i32>(2)?);
     let mut workspace = Workspace::new(&mut qa, Limits::new(2, 1, 2))?;
     let spec = PlanSpec::new(2, 1, 2);
-    let before = LAUNCHES.load(Ordering::Relaxed);
+    let before = toy::launches();
     let result = RoutePlan::new(&mut qa, &mut workspace, spec, Routing::top_k(ids_b.view()));
     assert_eq!(result.unwrap_err().to_string(), "build_into: ids is on toy:1, expected toy:0");
     let result = RoutePlan::new(&mut qb, &mut workspace, spec, Routing::top_k(ids_b.view()));
     assert_eq!(result.unwrap_err().to_string(), "build_into: workspace is on toy:0, expected toy:1");
-    assert_eq!(LAUNCHES.load(Ordering::Relaxed), before, "something was launched");
+    assert_eq!(toy::launches(), before, "something was launched");
 
     let plan = RoutePlan::new(&mut qa, &mut workspace, spec, Routing::top_k(ids_a.view()))?;
-    let before = LAUNCHES.load(Ordering::Relaxed);
+    let before = toy::launches();
     let x = qb.zeros::<f32>(2)?;
     let error = plan.gather(x.rows(1)?).run(&mut qa).unwrap_err();
     assert_eq!(error.to_string(), "gather: rows is on toy:1, expected toy:0");
     let error = plan.gather(x.rows(1)?).run(&mut qb).unwrap_err();
     assert_eq!(error.to_string(), "gather: plan is on toy:0, expected toy:1");
-    assert_eq!(LAUNCHES.load(Ordering::Relaxed), before, "something was launched");
+    assert_eq!(toy::launches(), before, "something was launched");
     Ok(())
 }
 

@@ -6,8 +6,7 @@ mod toy;
 
 use moe_core::half::f16;
 use moe_core::{Dev, Limits, PlanSpec, Queue, Result, RoutePlan, Routing, Workspace};
-use std::sync::atomic::Ordering;
-use toy::{LAUNCHES, Toy};
+use toy::Toy;
 
 /// T = 4, K = 2, H = 8, all f32: rows `[R, H]` take 256 bytes, `[T, H]` 128, `[T, K]` 32.
 fn setup() -> Result<(Dev<Toy>, Queue<'static, Toy>, Workspace<Toy>, RoutePlan<Toy>)> {
@@ -34,7 +33,7 @@ const FAR: u64 = 1 << 40;
 fn an_output_that_overlaps_is_refused_before_any_launch() -> Result<()> {
     let (dev, mut queue, mut workspace, mut plan) = setup()?;
     let (queue, dev) = (&mut queue, dev.raw());
-    let launches = LAUNCHES.load(Ordering::Relaxed);
+    let launches = toy::launches();
     let r = |start, n: usize| dev.lend::<f32>(start, n * 8)?.rows(8);
     let rm = |start, n: usize| dev.lend_mut::<f32>(start, n * 8)?.rows(8);
     let w = |start| dev.lend::<f32>(start, 8);
@@ -79,11 +78,11 @@ fn an_output_that_overlaps_is_refused_before_any_launch() -> Result<()> {
     let routing = plain()?.valid_tokens(dev.lend(FAR + 4096, 1)?);
     refused(permute(&mut plan, queue, ws, routing, FAR + 4096), "permute_into: out overlaps valid_tokens");
 
-    assert_eq!(LAUNCHES.load(Ordering::Relaxed), launches, "something was launched");
+    assert_eq!(toy::launches(), launches, "something was launched");
     // One byte after the other is no overlap, and the plan is still built.
     plan.gather(r(FAR, 4)?).run_into(queue, rm(FAR + 128, 8)?)?;
     permute(&mut plan, queue, ws, plain()?, FAR + 32)?;
-    assert_eq!(LAUNCHES.load(Ordering::Relaxed), launches + 3, "build and gather of permute, and a gather");
+    assert_eq!(toy::launches(), launches + 3, "build and gather of permute, and a gather");
     Ok(())
 }
 

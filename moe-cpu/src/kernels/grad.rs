@@ -93,8 +93,11 @@ impl<E: Output> Op for Tokens<'_, E> {
                 unsafe {
                     let dx = dx.bytes.as_ptr().add(token * dx.stride);
                     if let (Some(dy), Some(row)) = (self.dy, row) {
-                        let weight = weights.map_or(1.0, |w| w.get(route));
-                        scale_row::<S, E>(dy.ptr().add(row * self.stride), dx, *hidden, weight, self.stream);
+                        let dy = dy.ptr().add(row * self.stride);
+                        match weights {
+                            None => std::ptr::copy_nonoverlapping(dx, dy, *hidden * E::SIZE), // bits, NaN and all
+                            Some(w) => scale_row::<S, E>(dy, dx, *hidden, w.get(route), self.stream),
+                        }
                     }
                     if let (Some((dw, elem)), Some(y)) = (self.dw, y) {
                         let value =
