@@ -17,5 +17,7 @@ pub(crate) fn combine(queue: &CpuQueue, args: CombineArgs<'_, Cpu>) {
         out_elem: elem(args.out.dtype),
     };
     let out = rows_mut(args.out);
-    queue.run(|tier| kernels::combine(tier, &kernel_args, out));
+    let shape = &args.plan.arrays.shape;
+    let bytes = (shape.num_routes() + shape.num_tokens) * args.rows.cols * 4;
+    queue.run(bytes, |tier| kernels::combine(tier, &kernel_args, out));
 }

@@ -18,7 +18,9 @@ pub(crate) fn combine_grad(queue: &CpuQueue, args: CombineGradArgs<'_, Cpu>) {
     };
     let grad_rows = args.grad_rows.map(rows_mut);
     let grad_weights = args.grad_weights.map(|grad| weights_mut(grad.out));
-    queue.run(|tier| kernels::combine_grad(tier, &kernel_args, grad_rows, grad_weights));
+    let shape = &args.plan.arrays.shape;
+    let bytes = (2 * shape.rows.max(shape.num_routes()) + shape.num_tokens) * kernel_args.hidden * 4;
+    queue.run(bytes, |tier| kernels::combine_grad(tier, &kernel_args, grad_rows, grad_weights));
 }
 
 fn weights_mut(view: RawViewMut<'_, Cpu>) -> WeightsMut<'_> {

@@ -14,12 +14,13 @@ pub(crate) fn gather(queue: &CpuQueue, args: GatherArgs<'_, Cpu>) {
         weights: args.weights.as_ref().map(|w| (weights(w), elem(dtype))),
     };
     let out = rows_mut(args.out);
-    queue.run(|tier| kernels::gather(tier, &kernel_args, out));
+    let bytes = (args.plan.arrays.shape.num_tokens + args.plan.arrays.shape.rows) * kernel_args.row_bytes;
+    queue.run(bytes, |tier| kernels::gather(tier, &kernel_args, out));
 }
 
 pub(crate) fn zero_tail(queue: &CpuQueue, args: ZeroTailArgs<'_, Cpu>) {
     let row_bytes = args.rows.cols * args.rows.dtype.size();
     let tail = placement(args.plan).used()..args.rows.rows;
     let out = rows_mut(args.rows);
-    queue.run(|tier| kernels::zero_rows(tier, out, row_bytes, tail));
+    queue.run(tail.len() * row_bytes, |tier| kernels::zero_rows(tier, out, row_bytes, tail));
 }

@@ -27,7 +27,9 @@ pub fn grouped_matmul(
         rest = tail;
         groups.push((*weight, &x[rows.start * in_features..rows.end * in_features], group));
     }
-    queue.run(|_| groups.into_par_iter().for_each(|(w, x, out)| matmul(x, w, in_features, out, out_features)));
+    queue.run(usize::MAX, |_| {
+        groups.into_par_iter().for_each(|(w, x, out)| matmul(x, w, in_features, out, out_features))
+    });
 }
 
 /// `out [m, n] = x [m, k] * w [n, k]ᵀ`.

@@ -5,6 +5,9 @@ use crate::kernels::Tier;
 use crate::{Cpu, CpuDevice};
 use moe_core::{CommandQueue, Device, DeviceId, Error, Result};
 
+/// Work of at most so many bytes is done by the calling thread: a pool takes tens of microseconds to wake up.
+const SMALL: usize = 1 << 17;
+
 /// Runs operations of a device at once, in its pool. Every queue of a device is the same stream: nothing overlaps.
 #[derive(Clone, Debug)]
 pub struct CpuQueue {
@@ -21,10 +24,15 @@ impl CpuQueue {
         &self.device
     }
 
-    /// Runs a kernel in the device's pool.
-    pub(crate) fn run(&self, kernel: impl FnOnce(Tier) + Send) {
+    /// Runs a kernel that moves this many bytes in the device's pool, or here if handing it over would take longer than
+    /// the work. Kernels do not split work of that size.
+    pub(crate) fn run(&self, bytes: usize, kernel: impl FnOnce(Tier) + Send) {
         let tier = self.device.tier();
-        self.device.pool().install(|| kernel(tier));
+        if bytes <= SMALL.min(tier.thresholds().task_bytes()) {
+            kernel(tier)
+        } else {
+            self.device.pool().install(|| kernel(tier))
+        }
     }
 }
 

@@ -42,7 +42,7 @@ pub fn softmax_top_k(
             return Err(Error::Shape { op, arg, expected: text(expected), got: text(got) });
         }
     }
-    queue.run(|_| {
+    queue.run(usize::MAX, |_| {
         let tasks = ids.par_chunks_mut(TOKENS * top_k).zip(weights.par_chunks_mut(TOKENS * top_k));
         tasks.zip(logits.par_chunks(TOKENS * num_experts)).for_each(|((ids, weights), logits)| {
             let tokens = ids.chunks_mut(top_k).zip(weights.chunks_mut(top_k));

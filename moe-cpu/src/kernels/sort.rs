@@ -103,8 +103,9 @@ pub(crate) struct PlanOut<'a> {
 const PART: usize = 8192;
 
 /// Into how many parts `routes` are cut.
-fn parts_for(routes: usize, threads: usize) -> usize {
-    (routes / PART).clamp(1, threads.max(1))
+fn parts_for(routes: usize, threads: impl FnOnce() -> usize) -> usize {
+    // A small plan does not ask for a pool: it may run outside of any.
+    if routes < 2 * PART { 1 } else { (routes / PART).clamp(1, threads().max(1)) }
 }
 
 /// Words of scratch that a part takes: its tables, its cursors, and what placing by line needs.
@@ -122,7 +123,7 @@ pub(crate) fn plan_scratch_bytes(
     threads: usize,
     by_weight: bool,
 ) -> usize {
-    let parts = parts_for(max_routes, threads);
+    let parts = parts_for(max_routes, || threads);
     let words = parts * part_words(experts, physical_experts, local_experts) + local_experts;
     let ranks = if by_weight { Ranks::words(max_routes, local_experts) } else { 0 };
     words * 4 + ranks * 8 + SLACK
@@ -175,7 +176,7 @@ fn build<I: Id, P: Physical>(args: &PlanArgs<'_>, ids: &[I], physical: P, out: &
     let ids = &ids[..valid * args.top_k];
     out.slot[ids.len()..].fill(-1);
 
-    let parts = parts_for(ids.len(), rayon::current_num_threads());
+    let parts = parts_for(ids.len(), rayon::current_num_threads);
     let len = ids.len().div_ceil(parts).max(1);
     let range = |part: usize| (part * len).min(ids.len())..((part + 1) * len).min(ids.len());
     let by_weight = matches!(args.capacity, Some(Capacity::ByWeight(..)));

@@ -66,6 +66,11 @@ impl Thresholds {
         total >= self.stream_bytes && row >= self.stream_row
     }
 
+    /// Work of at most so many bytes is not split.
+    pub(crate) fn task_bytes(&self) -> usize {
+        self.task_bytes
+    }
+
     /// Items of `bytes` each that make a task.
     pub(crate) fn grain_for(&self, bytes: usize) -> usize {
         (self.task_bytes / bytes.max(1)).max(1)
