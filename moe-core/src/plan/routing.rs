@@ -91,17 +91,16 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
                 log2phy.stride(),
             )?;
             check.len("logcnt", shape.num_experts, logcnt.len())?;
-        } else {
+        } else if physical != shape.num_experts {
             let expected = format!("{} (num_experts) without replicas", shape.num_experts);
-            check.number("num_physical_experts", physical == shape.num_experts, &expected, physical)?;
+            check.number("num_physical_experts", false, &expected, physical)?;
         }
         if let Some(map) = &self.expert_map {
             check.device("expert_map", map.device_id())?;
             check.len("expert_map", physical, map.len())?;
-        } else {
-            let local = shape.num_local_experts;
+        } else if shape.num_local_experts != physical {
             let expected = format!("{physical} (num_physical_experts) without an expert map");
-            check.number("num_local_experts", local == physical, &expected, local)?;
+            check.number("num_local_experts", false, &expected, shape.num_local_experts)?;
         }
         let by_weight = matches!(shape.capacity, Some(Capacity::ByWeight(_)));
         if by_weight != self.capacity_weights.is_some() {
