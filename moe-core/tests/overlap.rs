@@ -9,7 +9,9 @@ use moe_core::{Dev, Limits, PlanSpec, Queue, Result, RoutePlan, Routing, Workspa
 use toy::Toy;
 
 /// T = 4, K = 2, H = 8, all f32: rows `[R, H]` take 256 bytes, `[T, H]` 128, `[T, K]` 32.
-fn setup() -> Result<(Dev<Toy>, Queue<'static, Toy>, Workspace<Toy>, RoutePlan<Toy>)> {
+type Setup = (Dev<Toy>, Queue<'static, Toy>, Workspace<Toy>, RoutePlan<Toy>);
+
+fn setup() -> Result<Setup> {
     let dev = Dev::<Toy>::open(&"toy".parse()?)?;
     let mut queue = dev.queue()?;
     let mut workspace = Workspace::new(&mut queue, Limits::new(4, 2, 3))?;

@@ -1,6 +1,6 @@
 //! A second backend, whose memory is only addresses: nothing is ever read or written. Enough for every check that is
 //! made before a backend's operations are called, and to lend overlapping memory, which safe slices cannot.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use moe_core::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, ZeroTailArgs};
 use moe_core::{
