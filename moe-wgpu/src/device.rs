@@ -6,10 +6,12 @@ use crate::kernels::Pipelines;
 use crate::queue::Recording;
 use crate::{Wgpu, WgpuMint, WgpuQueue, adapters};
 use moe_core::identity::Registry;
+use moe_core::oracle::{Capabilities, DeviceClass};
 use moe_core::{Backend, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Result, View, ViewMut};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 static DEVICES: Registry<WgpuDevice> = Registry::new();
 /// The logical devices that have a key, so that one that was opened here and comes back to be adopted is known.
@@ -335,6 +337,16 @@ unsafe impl Device for WgpuDevice {
                 ("largest binding", format!("{max_binding} bytes")),
             ],
         }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let class = match self.0.info.device_type {
+            wgpu::DeviceType::DiscreteGpu => DeviceClass::DiscreteGpu,
+            wgpu::DeviceType::IntegratedGpu => DeviceClass::IntegratedGpu,
+            wgpu::DeviceType::Cpu => DeviceClass::SoftwareGpu,
+            _ => DeviceClass::Unknown,
+        };
+        Capabilities::of(class).launch(Duration::from_micros(30)).max_buffer_bytes(self.0.max_buffer)
     }
 
     fn queue(&self) -> Result<WgpuQueue<'static>> {
