@@ -1,6 +1,7 @@
 //! CUDA memory: owned, and borrowed to read or to write.
 
 use crate::Cuda;
+use crate::lend::Refused;
 use crate::memory::Allocation;
 use cudarc::driver::{CudaSlice, CudaView, CudaViewMut};
 use moe_core::{Buffer, Device, DeviceId, Element, Error, Region, Result, Span};
@@ -28,11 +29,20 @@ impl CudaBuffer {
     /// work here.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the memory was not adopted as a slice of `T`, or if a captured graph still uses it.
-    pub fn into_slice<T: Element>(self) -> Result<CudaSlice<T>> {
-        let error = |reason: &str| Error::Unsupported { op: "into_slice", backend: "cuda", reason: reason.into() };
-        let memory = Arc::try_unwrap(self.memory).map_err(|_| error("a captured graph still uses the memory"))?;
-        memory.give_back().map_err(|_| error("the memory was not adopted as a slice of this type"))
+    /// [`Error::Unsupported`] with the buffer, if the memory was not adopted as a slice of `T`, if a captured graph still
+    /// uses it, or while a stream that used it is being captured.
+    pub fn into_slice<T: Element>(self) -> Result<CudaSlice<T>, Refused<Self>> {
+        let refused = |memory: Arc<Allocation>, reason: &str| {
+            let error = Error::Unsupported { op: "into_slice", backend: "cuda", reason: reason.into() };
+            Refused::new(Self { memory }, error)
+        };
+        let mut memory =
+            Arc::try_unwrap(self.memory).map_err(|memory| refused(memory, "a captured graph still uses the memory"))?;
+        if memory.is_held() {
+            return Err(refused(Arc::new(memory), "a stream that used the memory is being captured"));
+        }
+        let other = |memory| refused(Arc::new(memory), "the memory was not adopted as a slice of this type");
+        memory.give_back().map_err(other)
     }
 }
 

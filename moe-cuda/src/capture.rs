@@ -12,14 +12,57 @@ use cudarc::driver::{
 use moe_core::{Device, Element, Error, Queue, Result, Tag, View, ViewMut};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
-/// Whether a stream is being captured, by whomever. A stream that cannot be asked (the legacy stream, while a capture
-/// forbids its use) counts as one.
-pub(crate) fn is_capturing(stream: &CudaStream) -> bool {
+/// Whether a stream is being captured, by whomever. The legacy stream, while a capture forbids its use, counts as one.
+pub(crate) fn capture_status(stream: &CudaStream) -> std::result::Result<bool, DriverError> {
     // SAFETY: the stream is alive.
-    let status = unsafe { result::stream::is_capturing(stream.cu_stream()) };
-    !matches!(status, Ok(CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE))
+    match unsafe { result::stream::is_capturing(stream.cu_stream()) } {
+        Ok(status) => Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE),
+        Err(DriverError(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT)) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Like [`capture_status`]; a stream that cannot be asked counts as being captured.
+pub(crate) fn is_capturing(stream: &CudaStream) -> bool {
+    capture_status(stream).unwrap_or(true)
+}
+
+/// Asks the driver for something that has nothing to do with a capture, which a thread that captures may not ask
+/// otherwise: whether another stream or event is done.
+pub(crate) fn relaxed<R>(ask: impl FnOnce() -> R) -> R {
+    let mut mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    // SAFETY: the pointer is to a live mode, which is exchanged with the thread's.
+    let exchanged = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) }.result().is_ok();
+    let answer = ask();
+    if exchanged {
+        // SAFETY: as above; the thread gets its mode back.
+        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) };
+    }
+    answer
+}
+
+/// What becomes of an operation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mode<'r> {
+    /// It runs.
+    Direct,
+    /// It goes into a graph of ours, which keeps the memory.
+    Recorded(&'r Arc<Recorder>),
+    /// It goes into a graph of somebody who promised that the memory outlives it.
+    Promised,
+}
+
+impl<'r> Mode<'r> {
+    /// `None` if the operation would go into a graph that nobody answers for.
+    pub(crate) fn of(recording: Option<&'r Arc<Recorder>>, capturing: bool, promised: bool) -> Option<Self> {
+        match (recording, capturing) {
+            (Some(recorder), _) => Some(Mode::Recorded(recorder)),
+            (None, false) => Some(Mode::Direct),
+            (None, true) => promised.then_some(Mode::Promised),
+        }
+    }
 }
 
 /// What a capture collects while operations are recorded.
@@ -28,8 +71,10 @@ pub(crate) struct Recorder {
     number: u64,
     /// The stream that the graph will run on.
     stream: Arc<CudaStream>,
-    /// Set when the capture has ended: a forked queue that is kept any longer can do nothing.
+    /// Set when the capture ends, before the driver is told: what is enqueued from then on is not recorded.
     ended: AtomicBool,
+    /// Held while an operation is recorded, which can be on another thread than the one that ends the capture.
+    busy: RwLock<()>,
     kept: Mutex<Vec<Arc<Allocation>>>,
 }
 
@@ -41,6 +86,7 @@ impl Recorder {
             number,
             stream: Arc::clone(stream),
             ended: AtomicBool::new(false),
+            busy: RwLock::new(()),
             kept: Mutex::new(Vec::new()),
         })
     }
@@ -53,6 +99,16 @@ impl Recorder {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// The capture does not end before this is dropped.
+    pub(crate) fn hold(&self) -> RwLockReadGuard<'_, ()> {
+        self.busy.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn end(&self) {
+        let _alone = self.busy.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.ended.store(true, Ordering::Release);
+    }
+
     /// Keeps an allocation as long as the graph.
     pub(crate) fn keep(&self, memory: &Arc<Allocation>) {
         memory.used_on(&self.stream);
@@ -60,6 +116,15 @@ impl Recorder {
         if !kept.iter().any(|other| Arc::ptr_eq(other, memory)) {
             kept.push(Arc::clone(memory));
         }
+    }
+
+    fn take(&self) -> Vec<Arc<Allocation>> {
+        std::mem::take(&mut *self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    /// Never frees what the graph uses, because the graph is in hands that we do not know.
+    fn give_up(&self) {
+        self.take().into_iter().for_each(std::mem::forget);
     }
 }
 
@@ -106,12 +171,15 @@ impl<'a> Recording<'a> {
     }
 
     /// A second stream of the graph: what is enqueued on it can run beside what is enqueued on `queue` from here on.
-    /// It is joined again with [`join`](Self::join), or at the end of the capture.
+    /// It is joined again with [`join`](Self::join), or at the end of the capture. Afterwards it is a queue like any
+    /// other.
     ///
     /// # Errors
-    /// What the driver says.
+    /// [`Error::DeviceMismatch`] or [`Error::Unsupported`] if `queue` does not record into this capture, or what the
+    /// driver says.
     pub fn fork<G: Tag>(&mut self, queue: &Queue<'_, Cuda, G>) -> Result<CudaQueue> {
         let op = "fork";
+        self.expect(op, "queue", queue.raw())?;
         let error = |error| self.device.error(op, error);
         let stream = queue.raw().stream().fork().map_err(error)?;
         self.forks.push(Arc::clone(&stream));
@@ -123,10 +191,26 @@ impl<'a> Recording<'a> {
     /// What is enqueued on `queue` from here on comes after all that `side` has.
     ///
     /// # Errors
-    /// What the driver says.
+    /// As [`fork`](Self::fork), for both queues.
     pub fn join<G: Tag, H: Tag>(&mut self, queue: &Queue<'_, Cuda, G>, side: &Queue<'_, Cuda, H>) -> Result<()> {
+        let op = "join";
+        self.expect(op, "queue", queue.raw())?;
+        self.expect(op, "side", side.raw())?;
         let (stream, side) = (queue.raw().stream(), side.raw().stream());
-        stream.join(side).map_err(|error| self.device.error("join", error))
+        stream.join(side).map_err(|error| self.device.error(op, error))
+    }
+
+    /// Whether a queue records into this very capture.
+    fn expect(&self, op: &'static str, arg: &'static str, queue: &CudaQueue) -> Result<()> {
+        let (expected, got) = (self.device.id().erase(), queue.erased_id());
+        if expected != got {
+            return Err(Error::DeviceMismatch { op, arg, expected, got });
+        }
+        if queue.recording().is_some_and(|recorder| Arc::ptr_eq(recorder, &self.recorder)) {
+            return Ok(());
+        }
+        let reason = format!("{arg} does not record into this capture: use the queue that is captured, or fork it");
+        Err(Error::Unsupported { op, backend: "cuda", reason })
     }
 }
 
@@ -188,53 +272,59 @@ impl<G: Tag> Capture<G> for Queue<'_, Cuda, G> {
         stream.begin_capture(mode).map_err(|error| device.error(op, error))?;
         let recorder = Recorder::new(&stream);
         raw.recorder = Some(Arc::clone(&recorder));
-        let mut recording = Recording { device, recorder, lent: Vec::new(), forks: Vec::new() };
-        // Ends the capture whatever happens inside, a panic included.
-        let mut open = Open { queue: self, stream, graph: std::ptr::null_mut() };
-        record(open.queue, &mut recording)?;
+        let mut recording = Recording { device, recorder: Arc::clone(&recorder), lent: Vec::new(), forks: Vec::new() };
+        // Ends the capture whatever happens inside, a panic included, and whichever queue is behind `self` then.
+        let mut open = Open { recorder, stream, done: false, graph: std::ptr::null_mut() };
+        record(self, &mut recording)?;
+        if !Arc::ptr_eq(&recording.recorder, &open.recorder) {
+            return Err(unsupported("its recording was swapped for that of another capture"));
+        }
         let ended = open.end(&recording.forks);
         let Recording { device, recorder, lent, .. } = recording;
         ended.map_err(|error| device.error(op, error))?;
         let stream = Arc::clone(&open.stream);
         // SAFETY: the graph was just captured and is not null; `open` destroys it afterwards, which the executable
         // graph does not mind.
-        let exec = unsafe { result::graph::instantiate(open.graph, sys::CUgraphInstantiate_flags(0)) };
+        let exec = relaxed(|| unsafe { result::graph::instantiate(open.graph, sys::CUgraphInstantiate_flags(0)) });
         let exec = exec.map_err(|error| device.error(op, error))?;
         drop(open);
-        let kept = std::mem::take(&mut *recorder.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let kept = recorder.take();
         let queue = CudaQueue::new(device, stream)?;
         Ok(Captured { exec, queue, lent, _kept: kept })
     }
 }
 
-/// A capture that has to be ended.
-struct Open<'c, 'q, G: Tag> {
-    queue: &'c mut Queue<'q, Cuda, G>,
+/// A capture that has to be ended, on the thread that began it.
+struct Open {
+    recorder: Arc<Recorder>,
     stream: Arc<CudaStream>,
+    done: bool,
     graph: sys::CUgraph,
 }
 
-impl<G: Tag> Open<'_, '_, G> {
+impl Open {
     fn end(&mut self, forks: &[Arc<CudaStream>]) -> std::result::Result<(), DriverError> {
-        if let Some(recorder) = self.queue.raw_mut().recorder.take() {
-            recorder.ended.store(true, Ordering::Release);
+        self.done = true;
+        self.recorder.end();
+        self.stream.context().bind_to_thread()?;
+        if !capture_status(&self.stream)? {
+            self.recorder.give_up(); // somebody else ended it, and has the graph
+            return Err(DriverError(sys::CUresult::CUDA_ERROR_ILLEGAL_STATE));
         }
         let joined = forks.iter().try_for_each(|fork| self.stream.join(fork));
-        self.stream.context().bind_to_thread()?;
         // SAFETY: the stream is alive and its capture was begun by us on this thread.
-        let graph = unsafe { result::stream::end_capture(self.stream.cu_stream()) }?;
-        self.graph = graph;
+        self.graph = unsafe { result::stream::end_capture(self.stream.cu_stream()) }?;
         joined?;
-        if graph.is_null() {
+        if self.graph.is_null() {
             return Err(DriverError(sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED));
         }
         Ok(())
     }
 }
 
-impl<G: Tag> Drop for Open<'_, '_, G> {
+impl Drop for Open {
     fn drop(&mut self) {
-        if self.queue.raw().recorder.is_some() {
+        if !self.done {
             let _ = self.end(&[]); // left early: the graph is of no use
         }
         if !self.graph.is_null() {
@@ -260,13 +350,11 @@ impl Captured<'_> {
     /// Enqueues all of it, on the stream that it was captured on.
     ///
     /// # Errors
-    /// [`Error::DeviceLost`], or what the driver says.
+    /// [`Error::DeviceLost`], [`Error::Unsupported`] while the stream is being captured, or what the driver says.
     pub fn replay(&mut self) -> Result<()> {
         let op = "replay";
-        let device = self.queue.device();
-        device.health().check(op, self.queue.erased_id())?;
-        let stream = self.queue.stream();
-        stream.context().bind_to_thread().map_err(|error| device.error(op, error))?;
+        let (device, stream) = (self.queue.device(), self.queue.stream());
+        self.queue.not_capturing(op)?; // a graph inside of a graph would not keep the memory
         let apart: Vec<Arc<CudaStream>> =
             self.lent.iter().map(Lent::stream).filter(|own| needs_join(own, stream)).map(Arc::clone).collect();
         apart.iter().try_for_each(|own| stream.join(own)).map_err(|error| device.error(op, error))?;

@@ -5,12 +5,39 @@ use crate::memory::Allocation;
 use crate::modules::Kernels;
 use crate::probe;
 use crate::{Cuda, CudaMint, CudaQueue};
-use cudarc::driver::sys::CUdevice_attribute;
+use cudarc::driver::sys::{CUdevice_attribute, CUuuid};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 use moe_core::identity::Registry;
+use moe_core::oracle::{Capabilities, DeviceClass};
 use moe_core::{Device, DeviceId, DeviceInfo, DeviceSpec, Error, Result};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+/// What decides whether two devices are one.
+fn key(uuid: CUuuid) -> u128 {
+    u128::from_be_bytes(uuid.bytes.map(|b| b as u8))
+}
+
+/// The refusal of something in another context.
+fn elsewhere(op: &'static str, arg: &'static str, here: DeviceId<Cuda>, ordinal: u32, key: u128) -> Error {
+    if key == here.key() {
+        let reason = format!("the {arg} belongs to another context of {here} than the primary one");
+        return Error::Unsupported { op, backend: "cuda", reason };
+    }
+    let got = DeviceId::<Cuda>::mint(CudaMint(()), ordinal, 1, key).erase();
+    Error::DeviceMismatch { op, arg, expected: here.erase(), got }
+}
+
+/// What the start of one operation costs, as measured.
+const LAUNCH: Duration = Duration::from_micros(3);
+
+/// Bytes per second of memory with this clock (kHz) and bus (bits), which moves data twice in a cycle. `None` where the
+/// driver does not know them.
+fn bandwidth(clock_khz: i32, bus_bits: i32) -> Option<f64> {
+    let known = clock_khz > 0 && bus_bits > 0;
+    known.then(|| 2.0 * f64::from(clock_khz) * 1e3 * f64::from(bus_bits) / 8.0)
+}
 
 static DEVICES: Registry<CudaDevice> = Registry::new();
 
@@ -57,7 +84,7 @@ impl CudaDevice {
     fn register(op: &'static str, driver: i32, context: Arc<CudaContext>) -> Result<Self> {
         let fail = |error| crate::error::driver(op, error);
         let uuid = context.uuid().map_err(fail)?;
-        let key = u128::from_be_bytes(uuid.bytes.map(|b| b as u8));
+        let key = key(uuid);
         // One device for each key, so nothing ever counts as a second logical device of an ordinal.
         DEVICES.get_or_open(
             key,
@@ -90,14 +117,6 @@ impl CudaDevice {
         )
     }
 
-    /// The device that a context belongs to, which may be another `Arc` of the same context.
-    pub(crate) fn of_context(op: &'static str, context: &Arc<CudaContext>) -> Result<Self> {
-        let uuid = context.uuid().map_err(|error| crate::error::driver(op, error))?;
-        let device = Self::adopt(Arc::clone(context))?;
-        debug_assert_eq!(device.0.id.key(), u128::from_be_bytes(uuid.bytes.map(|b| b as u8)));
-        Ok(device)
-    }
-
     /// The context that it was opened with or adopted from.
     pub fn context(&self) -> &Arc<CudaContext> {
         &self.0.context
@@ -110,13 +129,38 @@ impl CudaDevice {
     /// another context or the per-thread default stream, which is a different stream on each thread, and
     /// [`Error::BackendUnavailable`] if the driver does not take the kernels.
     pub fn adopt_stream(&self, stream: Arc<CudaStream>) -> Result<CudaQueue> {
-        let op = "adopt_stream";
-        let of = Self::of_context(op, stream.context())?;
-        if of.id() != self.id() {
-            let (expected, got) = (self.id().erase(), of.id().erase());
-            return Err(Error::DeviceMismatch { op, arg: "stream", expected, got });
-        }
+        self.expect_context("adopt_stream", "stream", stream.context())?;
         CudaQueue::new(self.clone(), stream)
+    }
+
+    /// A queue on a caller's stream whose operations are enqueued also while the caller captures it, into the caller's
+    /// graph. Other queues refuse that: [`Capture`](crate::Capture) keeps the memory for as long as its graph lives, a
+    /// graph of somebody else does not.
+    ///
+    /// # Safety
+    /// For as long as a graph that was captured on the stream, or anything made from it, can run:
+    /// - all memory that the captured operations use is neither freed nor given back: buffers, plans, workspaces, and
+    ///   what was lent;
+    /// - no run of the graph overlaps another use of that memory, on the host (a [`View`](moe_core::View) that is read,
+    ///   a `CudaSlice` that is written) or on other streams, that a borrow would have forbidden. No events are recorded
+    ///   for it.
+    ///
+    /// # Errors
+    /// As [`adopt_stream`](Self::adopt_stream).
+    pub unsafe fn adopt_capturing_stream(&self, stream: Arc<CudaStream>) -> Result<CudaQueue> {
+        self.expect_context("adopt_capturing_stream", "stream", stream.context())?;
+        let mut queue = CudaQueue::new(self.clone(), stream)?;
+        queue.promised = true;
+        Ok(queue)
+    }
+
+    /// Whether a context is this device's, perhaps through another `Arc`. Others are named, not opened.
+    pub(crate) fn expect_context(&self, op: &'static str, arg: &'static str, context: &CudaContext) -> Result<()> {
+        if context.cu_ctx() == self.context().cu_ctx() {
+            return Ok(());
+        }
+        let uuid = context.uuid().map_err(|error| crate::error::driver(op, error))?;
+        Err(elsewhere(op, arg, self.id(), context.ordinal() as u32, key(uuid)))
     }
 
     /// A stream on which nothing ever runs. cudarc gives an address only with a stream that is to wait for the memory;
@@ -197,5 +241,37 @@ unsafe impl Device for CudaDevice {
     fn queue(&self) -> Result<CudaQueue> {
         let stream = self.0.context.new_stream().map_err(|error| self.error("queue", error))?;
         CudaQueue::new(self.clone(), stream)
+    }
+    fn capabilities(&self) -> Capabilities {
+        let ask = |attribute| self.0.context.attribute(attribute).unwrap_or_default();
+        let integrated = ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED) != 0;
+        let class = if integrated { DeviceClass::IntegratedGpu } else { DeviceClass::DiscreteGpu };
+        let capabilities = Capabilities::of(class).launch(LAUNCH);
+        let clock = ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
+        match bandwidth(clock, ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)) {
+            Some(bandwidth) => capabilities.bandwidth(bandwidth),
+            None => capabilities.note("the driver does not know the memory's clock and bus"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bandwidth_is_clock_times_bus_twice_a_cycle_and_unknown_without_them() {
+        assert_eq!(bandwidth(3_201_000, 6_144), Some(4.916736e12)); // H200: 4.9 TB/s
+        assert_eq!(bandwidth(0, 6_144), None);
+        assert_eq!(bandwidth(3_201_000, 0), None);
+    }
+
+    #[test]
+    fn what_is_refused_names_the_operation_that_was_asked_for_and_both_devices() {
+        let here = DeviceId::<Cuda>::mint(CudaMint(()), 0, 1, 7);
+        let error = elsewhere("lend", "memory", here, 0, 7);
+        assert!(matches!(error, Error::Unsupported { op: "lend", .. }), "{error}");
+        let error = elsewhere("lend_mut", "memory", here, 1, 8).to_string();
+        assert_eq!(error, "lend_mut: memory is on cuda:1, expected cuda:0");
     }
 }

@@ -6,13 +6,14 @@
 use crate::CudaQueue;
 use crate::abi::Params;
 use crate::buffer::{CudaRegion, CudaRegionMut, Memory, MemoryMut};
-use crate::capture::is_capturing;
+use crate::capture::Mode;
+use crate::memory::Allocation;
 use crate::ptx::Kernel;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop, result};
 use moe_core::{Error, Result};
 use std::ffi::c_void;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLockReadGuard};
 
 /// The shape of a launch: one-dimensional blocks in a one-dimensional grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +40,10 @@ pub fn kernels_launched() -> Vec<(&'static str, bool)> {
 pub(crate) struct Launch<'r> {
     queue: &'r CudaQueue,
     op: &'static str,
-    /// The queue's stream is being captured by somebody else than us: events of outside must not be waited for.
-    foreign_capture: Option<bool>,
+    /// What becomes of the operation: it runs, or goes into a graph.
+    mode: Mode<'r>,
+    /// Keeps the capture open meanwhile.
+    _recording: Option<RwLockReadGuard<'r, ()>>,
     /// cudarc's guards: each records an event when it is dropped, after the launches.
     guards: Vec<SyncOnDrop<'r>>,
     /// Streams of lent memory that cudarc does not order: they wait for this one afterwards.
@@ -48,23 +51,26 @@ pub(crate) struct Launch<'r> {
 }
 
 impl<'r> Launch<'r> {
-    /// Makes the queue's context current on this thread, whatever was, and refuses where the device is lost.
+    /// Makes the queue's context current on this thread, whatever was. Refuses where the device is lost, and where the
+    /// operation would go into a graph of somebody else that nobody answers for.
     pub(crate) fn new(queue: &'r CudaQueue, op: &'static str) -> Result<Self> {
-        let device = queue.device();
-        device.health().check(op, queue.erased_id())?;
-        if queue.recorder.as_ref().is_some_and(|recorder| recorder.has_ended()) {
-            let reason = "the queue was forked from a capture, which has ended".into();
-            return Err(Error::Unsupported { op, backend: "cuda", reason });
+        let recording = queue.recorder.as_ref().map(|recorder| recorder.hold());
+        let mode = queue.mode(op)?;
+        Ok(Self { queue, op, mode, _recording: recording, guards: Vec::new(), joined: Vec::new() })
+    }
+
+    /// Notes that an allocation is used by the operation.
+    fn uses(&self, memory: &Arc<Allocation>) {
+        match self.mode {
+            Mode::Recorded(recorder) => recorder.keep(memory),
+            Mode::Direct | Mode::Promised => memory.used_on(self.queue.stream()),
         }
-        let context = queue.stream().context();
-        context.bind_to_thread().map_err(|error| device.error(op, error))?;
-        Ok(Self { queue, op, foreign_capture: None, guards: Vec::new(), joined: Vec::new() })
     }
 
     /// The address of a region that the operation reads.
     pub(crate) fn read(&mut self, region: &'r CudaRegion<'_>) -> Result<u64> {
         match &region.memory {
-            Memory::Owned(memory) => self.queue.uses(memory),
+            Memory::Owned(memory) => self.uses(memory),
             Memory::Captured(capture) => self.expect_capture(*capture)?,
             Memory::Lent(view) => {
                 if self.order(view.stream())? {
@@ -79,7 +85,7 @@ impl<'r> Launch<'r> {
     /// The address of a region that the operation writes.
     pub(crate) fn write(&mut self, region: &'r mut CudaRegionMut<'_>) -> Result<u64> {
         match &mut region.memory {
-            MemoryMut::Owned(memory) => self.queue.uses(memory),
+            MemoryMut::Owned(memory) => self.uses(memory),
             MemoryMut::Captured(capture) => self.expect_capture(*capture)?,
             MemoryMut::Lent(view) => {
                 let own = Arc::clone(view.stream());
@@ -131,12 +137,14 @@ impl<'r> Launch<'r> {
     /// whether cudarc's events are to be used. In a capture of ours lent memory is refused: the graph could outlive it.
     fn order(&mut self, own: &Arc<CudaStream>) -> Result<bool> {
         let stream = self.queue.stream();
-        if self.queue.capture_number().is_some() {
-            let reason = "memory that is lent outside of the capture: lend it with Recording::lend".into();
-            return Err(Error::Unsupported { op: self.op, backend: "cuda", reason });
-        }
-        if *self.foreign_capture.get_or_insert_with(|| is_capturing(stream)) {
-            return Ok(false);
+        match self.mode {
+            Mode::Direct => {}
+            // Events of outside must not be waited for; the caller sees to the order.
+            Mode::Promised => return Ok(false),
+            Mode::Recorded(_) => {
+                let reason = "memory that is lent outside of the capture: lend it with Recording::lend".into();
+                return Err(Error::Unsupported { op: self.op, backend: "cuda", reason });
+            }
         }
         if needs_join(own, stream) {
             stream.join(own).map_err(|error| self.queue.device().error(self.op, error))?;
@@ -146,7 +154,7 @@ impl<'r> Launch<'r> {
     }
 
     fn expect_capture(&self, capture: u64) -> Result<()> {
-        if self.queue.capture_number() == Some(capture) {
+        if matches!(self.mode, Mode::Recorded(recorder) if recorder.number() == capture) {
             return Ok(());
         }
         let reason = "memory that was lent to a capture is used outside of it".into();

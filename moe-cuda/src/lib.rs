@@ -33,6 +33,9 @@
 //! [`CudaBuffer::into_slice`] gives it back. Where cudarc tracks events, lent memory is ordered with other streams by
 //! them, each way; our own buffers are not: two queues that share one have to be ordered by their user. Freeing is
 //! always ordered: it waits for every stream that used the memory.
+//!
+//! Operations on a stream that somebody else captures are refused, because the graph could outlive the memory: record
+//! them with [`Capture::capture`], or promise with [`CudaDevice::adopt_capturing_stream`] that it does not.
 
 mod abi;
 mod buffer;
@@ -51,6 +54,7 @@ mod plan;
 mod probe;
 mod ptx;
 mod queue;
+mod readback;
 mod thresholds;
 
 pub use buffer::{CudaBuffer, CudaRegion, CudaRegionMut};
@@ -59,7 +63,7 @@ pub use cudarc;
 pub use device::CudaDevice;
 pub use error::CudaError;
 pub use launch::kernels_launched;
-pub use lend::{Lend, LendMut};
+pub use lend::{Lend, LendMut, Refused};
 pub use ptx::SHA256SUMS;
 pub use queue::CudaQueue;
 

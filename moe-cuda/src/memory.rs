@@ -6,6 +6,7 @@
 
 use crate::CudaDevice;
 use crate::capture::is_capturing;
+use crate::lend::Refused;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut, DriverError, result};
 use moe_core::Result;
 use std::any::Any;
@@ -50,17 +51,19 @@ impl Allocation {
         Ok(allocation)
     }
 
-    /// A caller's slice. Home waits for what cudarc knows of its uses.
+    /// A caller's slice. Home waits for what cudarc knows of its uses. Gives the slice back where that fails.
     pub(crate) fn adopt<T: Send + 'static>(
         device: &CudaDevice,
         home: &Arc<CudaStream>,
         mut slice: CudaSlice<T>,
-    ) -> Result<Self> {
-        let op = "adopt";
+    ) -> Result<Self, Refused<CudaSlice<T>>> {
+        let op = "adopt_slice";
         let own = Arc::clone(slice.stream());
         let len = slice.num_bytes();
-        if own.cu_stream() != home.cu_stream() {
-            home.join(&own).map_err(|error| device.error(op, error))?;
+        if own.cu_stream() != home.cu_stream()
+            && let Err(error) = home.join(&own)
+        {
+            return Err(Refused::new(slice, device.error(op, error)));
         }
         let (ptr, guard) = slice.device_ptr_mut(home);
         drop(guard);
@@ -93,7 +96,7 @@ impl Allocation {
     }
 
     /// Whether a stream that used it is being captured now.
-    fn is_held(&mut self) -> bool {
+    pub(crate) fn is_held(&mut self) -> bool {
         let others = self.others.get_mut().unwrap_or_else(|poisoned| poisoned.into_inner());
         let adopted = self.adopted.as_ref().and_then(|slice| slice.stream());
         others.iter().chain([&self.home]).chain(adopted).any(|stream| is_capturing(stream))

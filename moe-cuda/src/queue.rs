@@ -1,28 +1,29 @@
 //! A CUDA stream that operations are enqueued on.
 
 use crate::buffer::{CudaBuffer, CudaRegion, CudaRegionMut};
-use crate::capture::{Recorder, is_capturing};
+use crate::capture::{Mode, Recorder, capture_status, is_capturing, relaxed};
+use crate::health::Track;
 use crate::launch::Launch;
 use crate::memory::Allocation;
 use crate::modules::Kernels;
+use crate::readback::Pending;
 use crate::{Cuda, CudaDevice};
-use cudarc::driver::{CudaStream, DriverError, result, sys};
-use moe_core::{AnyDeviceId, CommandQueue, Device, DeviceId, Error, Result};
+use cudarc::driver::{CudaEvent, CudaStream, DriverError, result, sys};
+use moe_core::{AnyDeviceId, CommandQueue, Device, DeviceId, Error, Readback, Result};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A stream: the device's own, or a caller's. Operations are enqueued in order and run whatever context is current on
 /// the calling thread.
 pub struct CudaQueue {
     device: CudaDevice,
     stream: Arc<CudaStream>,
-    /// Its number in the device's record of what can have failed.
-    number: u64,
-    /// Whether something was enqueued that was not seen to succeed.
-    pending: AtomicBool,
-    /// The capture that this queue records into.
+    /// What on the stream can have failed.
+    track: Arc<Track>,
+    /// The capture that this queue records into, or has.
     pub(crate) recorder: Option<Arc<Recorder>>,
+    /// Whether the caller promised what a graph of somebody else needs; see [`CudaDevice::adopt_capturing_stream`].
+    pub(crate) promised: bool,
 }
 
 impl CudaQueue {
@@ -33,8 +34,10 @@ impl CudaQueue {
             return Err(Error::Unsupported { op: "adopt_stream", backend: "cuda", reason: reason.into() });
         }
         device.kernels()?;
-        let number = device.health().new_queue();
-        Ok(Self { device, stream, number, pending: AtomicBool::new(false), recorder: None })
+        let track = device.health().track(key(&stream));
+        let queue = Self { device, stream, track, recorder: None, promised: false };
+        queue.sweep();
+        Ok(queue)
     }
 
     /// The device it feeds.
@@ -55,34 +58,48 @@ impl CudaQueue {
         self.device.kernels().expect("loaded when the queue was made")
     }
 
-    /// Notes that an allocation is used by what comes next.
-    pub(crate) fn uses(&self, memory: &Arc<Allocation>) {
-        match &self.recorder {
-            None => memory.used_on(&self.stream),
-            Some(recorder) => recorder.keep(memory),
-        }
-    }
-
     /// Notes that an operation was enqueued, and so can fail from now on.
     pub(crate) fn enqueued(&self, op: &'static str) {
-        if self.recorder.is_none() && !self.pending.swap(true, Ordering::Relaxed) {
-            self.device.health().enqueued(self.number, op);
+        if self.recording().is_none() {
+            self.device.health().enqueued(&self.track, op);
         }
     }
 
     fn succeeded(&self) {
-        if self.pending.swap(false, Ordering::Relaxed) {
-            self.device.health().succeeded(self.number);
+        self.track.succeeded();
+        self.sweep();
+    }
+
+    /// Forgets what dropped queues have left and is done by now.
+    fn sweep(&self) {
+        let health = self.device.health();
+        if health.has_left() {
+            relaxed(|| health.sweep(CudaEvent::is_complete));
         }
     }
 
-    pub(crate) fn capture_number(&self) -> Option<u64> {
-        self.recorder.as_ref().map(|recorder| recorder.number())
+    /// The capture that operations are recorded into, while it lasts.
+    pub(crate) fn recording(&self) -> Option<&Arc<Recorder>> {
+        self.recorder.as_ref().filter(|recorder| !recorder.has_ended())
+    }
+
+    /// What becomes of an operation that is enqueued now. Makes the context current on this thread, whatever was.
+    pub(crate) fn mode(&self, op: &'static str) -> Result<Mode<'_>> {
+        self.device.health().check(op, self.erased_id())?;
+        self.stream.context().bind_to_thread().map_err(|error| self.error(op, error))?;
+        // First the recorder: it ends before the capture does.
+        let recording = self.recording();
+        let capturing = capture_status(&self.stream).map_err(|error| self.error(op, error))?;
+        Mode::of(recording, capturing, self.promised).ok_or_else(|| {
+            let reason = "somebody else is capturing the stream, and the graph could outlive the memory: record it with \
+                          `Capture::capture`, or use `CudaDevice::adopt_capturing_stream`";
+            Error::Unsupported { op, backend: "cuda", reason: reason.into() }
+        })
     }
 
     /// What a graph must not hold: allocations, transfers to or from the host, waiting.
     pub(crate) fn not_capturing(&self, op: &'static str) -> Result<()> {
-        if self.recorder.is_none() {
+        if matches!(self.mode(op)?, Mode::Direct) {
             return Ok(());
         }
         let reason = "not while a graph is captured: allocate, copy and wait before or after".into();
@@ -98,13 +115,29 @@ impl CudaQueue {
 const LEGACY: usize = 1;
 const PER_THREAD: usize = 2;
 
+/// See [`CommandQueue::stream_key`].
+fn key(stream: &CudaStream) -> u64 {
+    match stream.cu_stream() as usize {
+        LEGACY => 0,
+        handle => handle as u64,
+    }
+}
+
 impl Drop for CudaQueue {
     fn drop(&mut self) {
-        // Its work may be running still: the record stays unless it is known to be done.
-        if self.recorder.is_none() && *self.pending.get_mut() && !is_capturing(&self.stream) {
-            // SAFETY: the stream is alive.
-            if unsafe { sys::cuStreamQuery(self.stream.cu_stream()) } == sys::CUresult::CUDA_SUCCESS {
-                self.succeeded();
+        if self.recording().is_some() || !self.track.is_pending() || is_capturing(&self.stream) {
+            return;
+        }
+        // SAFETY: the stream is alive.
+        let state = relaxed(|| unsafe { sys::cuStreamQuery(self.stream.cu_stream()) });
+        if state == sys::CUresult::CUDA_SUCCESS {
+            self.track.succeeded();
+        } else if state != sys::CUresult::CUDA_ERROR_NOT_READY {
+            let _ = self.error("check", DriverError(state)); // noted, if the device is lost
+        } else if Arc::strong_count(&self.track) == 1 {
+            // Its work may be running still: an event shows when it is done, also after the stream is gone.
+            if let Ok(done) = self.stream.record_event(None) {
+                self.device.health().leave(&self.track, done);
             }
         }
     }
@@ -128,15 +161,11 @@ unsafe impl CommandQueue for CudaQueue {
     }
 
     fn stream_key(&self) -> u64 {
-        match self.stream.cu_stream() as usize {
-            LEGACY => 0,
-            handle => handle as u64,
-        }
+        key(&self.stream)
     }
 
     fn alloc_zeroed(&mut self, bytes: usize) -> Result<CudaBuffer> {
         self.not_capturing("alloc_zeroed")?;
-        self.device.health().check("alloc_zeroed", self.erased_id())?;
         Ok(CudaBuffer::new(Allocation::zeroed(&self.device, &self.stream, bytes)?))
     }
 
@@ -170,6 +199,20 @@ unsafe impl CommandQueue for CudaQueue {
         waited
     }
 
+    unsafe fn start_download(&mut self, src: CudaRegion<'_>) -> Result<Readback> {
+        let op = "start_download";
+        self.not_capturing(op)?;
+        if src.len == 0 {
+            return Ok(Readback::ready(Vec::new()));
+        }
+        let mut launch = Launch::new(self, op)?;
+        let ptr = launch.read(&src)?;
+        // SAFETY: the region is on this device (the caller's promise) and has `len` bytes from `ptr` on.
+        let pending = unsafe { Pending::start(&self.device, &self.stream, op, ptr, src.len) }?;
+        self.enqueued(op);
+        Ok(Readback::pending(pending))
+    }
+
     unsafe fn fill(&mut self, mut dst: CudaRegionMut<'_>, byte: u8) -> Result<()> {
         let op = "fill";
         let len = dst.len;
@@ -185,12 +228,12 @@ unsafe impl CommandQueue for CudaQueue {
     fn check(&mut self) -> Result<()> {
         let op = "check";
         self.device.health().check(op, self.erased_id())?;
-        if self.recorder.is_some() || is_capturing(&self.stream) {
+        if self.recording().is_some() || is_capturing(&self.stream) {
             return Ok(()); // asking would break the capture; nothing runs
         }
         self.stream.context().bind_to_thread().map_err(|error| self.error(op, error))?;
         // SAFETY: the stream is alive.
-        match unsafe { sys::cuStreamQuery(self.stream.cu_stream()) } {
+        match relaxed(|| unsafe { sys::cuStreamQuery(self.stream.cu_stream()) }) {
             sys::CUresult::CUDA_SUCCESS => {
                 self.succeeded();
                 Ok(())
@@ -203,7 +246,6 @@ unsafe impl CommandQueue for CudaQueue {
     fn synchronize(&mut self) -> Result<()> {
         let op = "synchronize";
         self.not_capturing(op)?;
-        self.device.health().check(op, self.erased_id())?;
         self.stream.synchronize().map_err(|error| self.error(op, error))?;
         self.succeeded();
         Ok(())

@@ -4,7 +4,8 @@ mod common;
 
 use common::{Batch, Rng, device, layer};
 use half::bf16;
-use moe_core::{Dev, Device, Error, PlanSpec, RoutePlan, Routing, Workspace};
+use moe_core::oracle::DeviceClass;
+use moe_core::{Buffer, CommandQueue, Dev, Device, Error, PlanSpec, Queue, RoutePlan, Routing, Workspace};
 use moe_cuda::cudarc::driver::CudaContext;
 use moe_cuda::{Cuda, CudaDevice};
 use std::thread;
@@ -89,7 +90,47 @@ fn an_adopted_slice_is_given_back_with_the_work_on_it_done() {
     assert_eq!(own.clone_dtoh(&slice).unwrap(), [1, -1, -1, 4]);
     let again = queue.raw_mut().adopt_slice(slice).unwrap();
     assert_eq!(again.raw().device_ptr(), address);
-    assert!(again.into_raw().into_slice::<f32>().is_err(), "not a slice of that type");
+    let refused = again.into_raw().into_slice::<f32>().unwrap_err();
+    assert!(matches!(*refused.error, Error::Unsupported { op: "into_slice", .. }), "{refused}");
+    let slice = refused.memory.into_slice::<i32>().unwrap(); // not lost by asking for the wrong type
+    assert_eq!(own.clone_dtoh(&slice).unwrap(), [1, -1, -1, 4]);
+}
+
+#[test]
+fn memory_of_another_context_is_refused_by_the_name_of_the_operation_and_given_back() {
+    let Some(device) = device("cuda") else { return };
+    let foreign = CudaContext::new_non_primary(0, 0).unwrap();
+    let stream = foreign.new_stream().unwrap();
+    let slice = stream.clone_htod(&[7i32; 64]).unwrap();
+    let error = device.raw().lend(&slice).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { op: "lend", .. }), "{error}");
+    let error = device.raw().adopt_stream(stream.clone()).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { op: "adopt_stream", .. }), "{error}");
+    let refused = device.queue().unwrap().raw_mut().adopt_slice(slice).unwrap_err();
+    assert!(matches!(*refused.error, Error::Unsupported { op: "adopt_slice", .. }), "{refused}");
+    assert_eq!(stream.clone_dtoh(&refused.memory).unwrap(), [7; 64]);
+}
+
+#[test]
+fn a_started_download_has_the_bytes_of_its_time_also_when_the_buffer_changes_or_goes() {
+    let Some(device) = device("cuda") else { return };
+    let mut queue = device.queue().unwrap();
+    let n = 1 << 20;
+    let mut source = queue.zeros::<u8>(n).unwrap();
+    queue.fill(source.view_mut(), 0x3f).unwrap();
+    let start = |queue: &mut Queue<'_, Cuda>, region| {
+        // SAFETY: the region is on the queue's device.
+        unsafe { queue.raw_mut().start_download(region) }.unwrap()
+    };
+    let waited = start(&mut queue, source.raw().region());
+    let polled = start(&mut queue, source.raw().region());
+    drop(start(&mut queue, source.raw().region())); // given up
+    queue.fill(source.view_mut(), 0xff).unwrap();
+    drop(source);
+    assert!(waited.wait().unwrap() == vec![0x3f; n]);
+    queue.synchronize().unwrap();
+    let Ok(bytes) = polled.poll().unwrap() else { panic!("the stream is done, so the copy is") };
+    assert!(bytes == vec![0x3f; n]);
 }
 
 /// One GPU: a thread whose current context is another one, and threads without any.
@@ -149,6 +190,10 @@ fn a_device_tells_what_people_ask_of_it() {
     let Some(device) = device("cuda") else { return };
     let info = device.info();
     println!("{info:?}");
+    let capabilities = device.raw().capabilities();
+    println!("{capabilities}");
+    assert_eq!(capabilities.class, DeviceClass::DiscreteGpu);
+    assert!(capabilities.bandwidth.is_some_and(|b| (5e10..1e14).contains(&b)), "{capabilities}");
     assert!(!info.name.is_empty() && info.memory_bytes.is_some_and(|bytes| bytes > 1 << 30));
     assert!(CudaDevice::count().unwrap() >= 1);
     let past = format!("cuda:{}", CudaDevice::count().unwrap());
