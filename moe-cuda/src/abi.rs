@@ -182,6 +182,12 @@ blocks! {
     }
 }
 
+impl RowsParams {
+    /// No rows.
+    pub(crate) const UNUSED: Self =
+        Self { input: 0, output: 0, row_bytes: 0, input_stride: 0, output_stride: 0, vec: 1, splits: 1 };
+}
+
 #[cfg(test)]
 mod tests {
     /// The fields of each block in abi.cuh, in order, with their types: what `repr(C)` mirrors.

@@ -5,7 +5,7 @@ use crate::gather::common_vec;
 use crate::launch::{Launch, Shape};
 use crate::plan::{PlanAddress, optional, plan_region};
 use crate::ptx::Kernel;
-use crate::thresholds::combine_splits;
+use crate::thresholds::{combine_any_cut, combine_cut};
 use crate::{Cuda, CudaQueue};
 use moe_core::raw::CombineArgs;
 use moe_core::{DType, Result};
@@ -79,10 +79,12 @@ pub(crate) unsafe fn combine(queue: &CudaQueue, mut args: CombineArgs<'_, Cuda>)
         block as u64,
     ]) == 16;
     let kernel = if aligned { fast_kernel(y, x) } else { None };
-    let per_thread = (16 / y.size()).min(8);
-    params.splits = combine_splits(shape.num_tokens, args.rows.cols, per_thread, launch.multiprocessors());
-    let grid = shape.num_tokens as u32 * params.splits;
-    let shape = Shape { grid, block: 256, shared: 0, cooperative: false };
+    let (threads, splits) = match kernel {
+        Some(_) => combine_cut(shape.num_tokens, args.rows.cols, (16 / y.size()).min(8)),
+        None => combine_any_cut(shape.num_tokens, args.rows.cols, launch.multiprocessors()),
+    };
+    params.splits = splits;
+    let shape = Shape { grid: shape.num_tokens as u32 * splits, block: threads, shared: 0, cooperative: false };
     // SAFETY: the combine kernels take `CombineParams`; addresses are from this launch; shapes, strides and dtypes are
     // those that moe-core checked, and a vector kernel gets addresses and strides that are multiples of 16.
     unsafe { launch.launch(kernel.unwrap_or(Kernel::CombineAny), shape, params) }

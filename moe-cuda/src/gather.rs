@@ -5,11 +5,13 @@ use crate::launch::{Launch, Shape};
 use crate::plan::{PlanAddress, optional, plan_region};
 use crate::ptx::Kernel;
 use crate::thresholds::{gather_splits, tail_grid, with_padding};
-use crate::{Cuda, CudaQueue};
+use crate::{Cuda, CudaQueue, CudaRegionMut};
 use moe_core::Result;
 use moe_core::raw::{GatherArgs, RawRows, RawRowsMut, ZeroTailArgs};
 
 const BLOCK: u32 = 256;
+/// Threads that move one row of a list.
+const LIST_BLOCK: u32 = 128;
 
 /// The largest power of two, at most 16, that divides all of them.
 pub(crate) fn common_vec(numbers: &[u64]) -> u32 {
@@ -27,28 +29,52 @@ pub(crate) fn rows_params(rows: &RawRows<'_, Cuda>, out: &RawRowsMut<'_, Cuda>, 
 
 /// # Safety
 /// The promises of `PermuteBackend`.
-pub(crate) unsafe fn gather(queue: &CudaQueue, mut args: GatherArgs<'_, Cuda>) -> Result<()> {
+pub(crate) unsafe fn gather(queue: &CudaQueue, args: GatherArgs<'_, Cuda>) -> Result<()> {
+    // SAFETY: the caller's promises are passed on.
+    unsafe { gather_listed(queue, "gather", args, None) }
+}
+
+/// A gather, in the order of a list of the plan's rows where there is one.
+///
+/// # Safety
+/// The promises of `PermuteBackend`. With a list there are routes and no weights, addresses and strides of the rows are
+/// multiples of 16, and the list has a pair (row, route) of i32 for each route, whatever is in them.
+pub(crate) unsafe fn gather_listed(
+    queue: &CudaQueue,
+    op: &'static str,
+    mut args: GatherArgs<'_, Cuda>,
+    mut list: Option<CudaRegionMut<'_>>,
+) -> Result<()> {
     let shape = args.plan.arrays.shape;
     let region = plan_region(&args.plan);
-    let mut launch = Launch::new(queue, "gather")?;
+    let mut launch = Launch::new(queue, op)?;
     let plan = PlanAddress::of(&args.plan, launch.read(&region)?);
     let input = launch.read(&args.rows.region)?;
     let mut moved = rows_params(&args.rows, &args.out, input, 0);
     moved.output = launch.write(&mut args.out.region)?;
     moved.vec = common_vec(&[moved.input, moved.output, moved.input_stride, moved.output_stride]);
-    moved.splits = gather_splits(shape.num_tokens, moved.row_bytes as usize, moved.vec, launch.multiprocessors());
-    let kernel = match (&args.weights, moved.vec) {
-        (Some(_), _) => Kernel::GatherWeighted,
-        (None, 16) => Kernel::GatherV16,
-        (None, _) => Kernel::GatherAny,
+    let order = match &mut list {
+        Some(list) => launch.write(list)?,
+        None => 0,
     };
-    let blocks = shape.num_tokens * moved.splits as usize;
-    let grid = with_padding(blocks, plan.has_padding(), shape.num_local_experts);
+    let (kernel, block, grid) = if order != 0 {
+        debug_assert!(moved.vec == 16 && args.weights.is_none());
+        (Kernel::GatherListV16, LIST_BLOCK, shape.num_routes() as u32)
+    } else {
+        moved.splits = gather_splits(shape.num_tokens, moved.row_bytes as usize, moved.vec, launch.multiprocessors());
+        let kernel = match (&args.weights, moved.vec) {
+            (Some(_), _) => Kernel::GatherWeighted,
+            (None, 16) => Kernel::GatherV16,
+            (None, _) => Kernel::GatherAny,
+        };
+        let blocks = shape.num_tokens * moved.splits as usize;
+        (kernel, BLOCK, with_padding(blocks, plan.has_padding(), shape.num_local_experts))
+    };
     if grid == 0 {
         return Ok(());
     }
     let params = GatherParams {
-        rows: [moved, RowsParams { vec: 1, splits: 1, ..RowsParams::default() }],
+        rows: [moved, RowsParams::UNUSED],
         slot: plan.slot(),
         expert_offsets: plan.expert_offsets(),
         tokens_per_expert: plan.tokens_per_expert(),
@@ -61,11 +87,11 @@ pub(crate) unsafe fn gather(queue: &CudaQueue, mut args: GatherArgs<'_, Cuda>) -
         weight_dtype: args.weights.as_ref().map_or(abi::NONE, |weights| abi::dtype(weights.dtype)),
         dtype: abi::dtype(args.rows.dtype),
         hidden: args.rows.cols as u64,
-        order: 0,
+        order,
     };
     // SAFETY: the gather kernels take `GatherParams`; addresses are from this launch; shapes and strides are those that
-    // moe-core checked, and `vec` divides addresses and strides.
-    unsafe { launch.launch(kernel, Shape { grid, block: BLOCK, shared: 0, cooperative: false }, params) }
+    // moe-core checked, and `vec` divides addresses and strides; a list is as long as the grid.
+    unsafe { launch.launch(kernel, Shape { grid, block, shared: 0, cooperative: false }, params) }
 }
 
 /// # Safety

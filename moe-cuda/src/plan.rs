@@ -4,10 +4,11 @@ use crate::abi::{self, PermuteParams, PlanParams, RowsParams};
 use crate::buffer::CudaRegion;
 use crate::gather;
 use crate::launch::Launch;
-use crate::thresholds::{self, PlanCut, PlanSize};
+use crate::thresholds::{self, PlanCut, PlanSize, Way};
 use crate::{Cuda, CudaQueue};
 use moe_core::raw::{BuildArgs, GatherArgs, PlanArrays, PlanMut, PlanRef, RawRows, RawRowsMut, RawView, Section};
 use moe_core::{Buffer, Capacity, DType, Error, Layout, Limits, Region, Result};
+use std::ops::Range;
 
 pub(crate) fn scratch_bytes(queue: &CudaQueue, limits: &Limits) -> usize {
     thresholds::scratch_bytes(limits.max_routes, limits.max_experts, queue.kernels().multiprocessors)
@@ -58,6 +59,7 @@ fn params<'r>(
     arrays: &PlanArrays,
     buffer: &'r mut crate::CudaRegionMut<'_>,
     args: &'r mut BuildArgs<'_, Cuda>,
+    cut: &PlanCut,
 ) -> Result<PlanParams> {
     let shape = &arrays.shape;
     let (layout, align) = match shape.layout {
@@ -99,7 +101,9 @@ fn params<'r>(
         layout,
         align: align as u32,
         capacity,
-        share: 1,
+        chunk_tokens: cut.chunk_tokens,
+        rank_warps: cut.rank_warps,
+        share: cut.share,
         ..PlanParams::default()
     })
 }
@@ -108,13 +112,15 @@ fn unsupported(op: &'static str, what: String) -> Error {
     Error::Unsupported { op, backend: "cuda", reason: format!("there is no kernel for {what}") }
 }
 
-fn size(arrays: &PlanArrays) -> PlanSize {
+fn size(arrays: &PlanArrays, args: &BuildArgs<'_, Cuda>) -> PlanSize {
     let shape = &arrays.shape;
     PlanSize {
         tokens: shape.num_tokens,
         top_k: shape.top_k,
         experts: shape.num_experts,
         local_experts: shape.num_local_experts,
+        plain: matches!(shape.layout, Layout::Packed) && shape.capacity.is_none(),
+        mapped: args.expert_map.is_some(),
     }
 }
 
@@ -132,13 +138,28 @@ fn check_experts(op: &'static str, queue: &CudaQueue, cut: &PlanCut, arrays: &Pl
 /// # Safety
 /// The promises of `PermuteBackend`.
 pub(crate) unsafe fn build(queue: &CudaQueue, plan: PlanMut<'_, Cuda>, mut args: BuildArgs<'_, Cuda>) -> Result<()> {
-    let (op, arrays) = ("build", plan.arrays);
-    let cut = size(arrays).plan(queue.kernels().multiprocessors);
-    check_experts(op, queue, &cut, arrays)?;
+    let cut = size(plan.arrays, &args).plan(queue.kernels().multiprocessors);
+    // SAFETY: the caller's promises are passed on; the cut is of this plan.
+    unsafe { build_cut(queue, "build", plan, &mut args, &cut, None) }
+}
+
+/// Builds a plan, and a list of its rows at this place in scratch.
+///
+/// # Safety
+/// The promises of `PermuteBackend`. The cut is that of this plan; the list has 8 bytes for each route.
+unsafe fn build_cut(
+    queue: &CudaQueue,
+    op: &'static str,
+    plan: PlanMut<'_, Cuda>,
+    args: &mut BuildArgs<'_, Cuda>,
+    cut: &PlanCut,
+    list: Option<&Range<usize>>,
+) -> Result<()> {
+    check_experts(op, queue, cut, plan.arrays)?;
     let mut region = plan.buffer.region_mut();
     let mut launch = Launch::new(queue, op)?;
-    let mut params = params(&mut launch, op, arrays, &mut region, &mut args)?;
-    (params.chunk_tokens, params.rank_warps) = (cut.chunk_tokens, cut.rank_warps);
+    let mut params = params(&mut launch, op, plan.arrays, &mut region, args, cut)?;
+    params.order = list.map_or(0, |list| params.scratch + list.start as u64);
     // SAFETY: a plan kernel takes `PlanParams`; addresses are from this launch; sizes are those that moe-core checked.
     unsafe { launch.launch(cut.kernel, cut.shape, params) }
 }
@@ -156,26 +177,35 @@ pub(crate) unsafe fn permute(
     let multiprocessors = queue.kernels().multiprocessors;
     let (input, output) = (rows.region.span().start, out.region.span().start);
     let mut moved = gather::rows_params(&rows, &out, input, output);
-    if moved.vec != 16 || arrays.shape.num_tokens == 0 {
-        // SAFETY: the caller's promises are passed on as they are.
-        unsafe { build(queue, plan.reborrow(), args) }?;
-        let args = GatherArgs { plan: plan.as_ref(), rows: rows.shorten(), weights: None, out: out.shorten() };
-        // SAFETY: likewise; the plan is the one that was just built.
-        return unsafe { gather::gather(queue, args) };
-    }
-    let (cut, splits) = size(arrays).permute(multiprocessors, moved.row_bytes as usize);
-    check_experts(op, queue, &cut, arrays)?;
-    let mut region = plan.buffer.region_mut();
-    let mut launch = Launch::new(queue, op)?;
-    let mut plan = params(&mut launch, op, arrays, &mut region, &mut args)?;
-    (plan.chunk_tokens, plan.rank_warps) = (cut.chunk_tokens, cut.rank_warps);
-    moved.input = launch.read(&rows.region)?;
-    moved.output = launch.write(&mut out.region)?;
-    moved.splits = splits;
-    let params = PermuteParams { plan, rows: [moved, RowsParams { vec: 1, splits: 1, ..RowsParams::default() }] };
-    // SAFETY: a permute kernel takes `PermuteParams`; addresses are from this launch; sizes are those that moe-core
-    // checked, and `vec` divides addresses and strides.
-    unsafe { launch.launch(cut.kernel, cut.shape, params) }
+    let size = size(arrays, &args);
+    let way = match moved.vec {
+        16 => size.permute(multiprocessors, moved.row_bytes as usize),
+        _ => Way::Apart,
+    };
+    let (cut, list) = match way {
+        Way::Together { cut, splits } => {
+            check_experts(op, queue, &cut, arrays)?;
+            let mut region = plan.buffer.region_mut();
+            let mut launch = Launch::new(queue, op)?;
+            let plan = params(&mut launch, op, arrays, &mut region, &mut args, &cut)?;
+            moved.input = launch.read(&rows.region)?;
+            moved.output = launch.write(&mut out.region)?;
+            moved.splits = splits;
+            let params = PermuteParams { plan, rows: [moved, RowsParams::UNUSED] };
+            // SAFETY: a permute kernel takes `PermuteParams`; addresses are from this launch; sizes are those that
+            // moe-core checked, and `vec` divides addresses and strides.
+            return unsafe { launch.launch(cut.kernel, cut.shape, params) };
+        }
+        Way::Listed(cut) => (cut, Some(thresholds::list_in_scratch(args.scratch.len, arrays.shape.num_routes()))),
+        Way::Apart => (size.plan(multiprocessors), None),
+    };
+    // SAFETY: the caller's promises are passed on; the cut is of this plan, and scratch for such limits has the list.
+    unsafe { build_cut(queue, op, plan.reborrow(), &mut args, &cut, list.as_ref()) }?;
+    let list = list.map(|list| args.scratch.slice(list));
+    let args = GatherArgs { plan: plan.as_ref(), rows: rows.shorten(), weights: None, out: out.shorten() };
+    // SAFETY: likewise; the plan is the one that was just built, and the list, if any, its own. There is one only with
+    // rows whose addresses and strides are multiples of 16.
+    unsafe { gather::gather_listed(queue, op, args, list) }
 }
 
 /// The region of a plan that is read.

@@ -50,9 +50,11 @@ macro_rules! kernels {
 kernels! {
     PlanSmall = "moe_plan_small" in PLAN,
     PlanGrid = "moe_plan_grid" in PLAN,
+    PermuteTiny = "moe_permute_tiny" in PERMUTE,
     PermuteSmall = "moe_permute_small" in PERMUTE,
     PermuteGrid = "moe_permute_grid" in PERMUTE,
     GatherV16 = "moe_gather_v16" in GATHER,
+    GatherListV16 = "moe_gather_list_v16" in GATHER,
     GatherAny = "moe_gather_any" in GATHER,
     GatherWeighted = "moe_gather_weighted" in GATHER,
     CombineAny = "moe_combine_any" in COMBINE,
@@ -77,7 +79,8 @@ kernels! {
 impl Kernel {
     /// Whether it takes more dynamic shared memory than every GPU gives without asking.
     pub(crate) fn wants_shared_memory(self) -> bool {
-        matches!(self, Kernel::PlanSmall | Kernel::PlanGrid | Kernel::PermuteSmall | Kernel::PermuteGrid)
+        use Kernel::*;
+        matches!(self, PlanSmall | PlanGrid | PermuteTiny | PermuteSmall | PermuteGrid)
     }
 }
 

@@ -1,22 +1,57 @@
 //! Which kernel does the work, and how it is cut into blocks: every choice between paths is made here.
 //!
-//! The figures are those of `kernels/ABI.md`; `benches/NOTES.md` holds the measurements.
+//! The limits are those of `kernels/ABI.md`. The choices were measured on an H200 with rows of bf16; `benches/NOTES.md`
+//! holds the measurements. Figures below are microseconds inside of a graph; "dsv3" means `top_k` 8, 256 experts and rows
+//! of 14,336 bytes.
 
 use crate::launch::Shape;
 use crate::ptx::Kernel;
 
-/// Routes up to which every block of a plan counts all ids for itself, which spares the barrier of the whole grid.
-pub(crate) const SMALL_PLAN_ROUTES: usize = 16_384;
-/// Routes and `top_k` up to which one launch makes the plan in every block and moves the rows.
-pub(crate) const SMALL_PERMUTE_ROUTES: usize = 2_048;
-pub(crate) const SMALL_PERMUTE_TOP_K: usize = 32;
-/// Routes that a block of a plan ranks at least.
+/// Routes up to which each block of a plan counts all ids for itself, which spares it from waiting for others. With 8,192
+/// routes that takes 9.2 where the exchange of counts takes 7.2.
+const SMALL_PLAN_ROUTES: usize = 1_024;
+/// Routes that a block of a plan ranks at least, as long as there are multiprocessors.
 const ROUTES_PER_BLOCK: usize = 1_024;
-/// Bytes of a row that a block of the small permute moves.
-const SMALL_PERMUTE_BYTES: usize = 4_096;
-/// Blocks that gathers and combines are cut into at least, where rows allow, for each multiprocessor.
+/// Routes that a chunk can hold where blocks exchange counts: these have 16 bits.
+const MOST_ROUTES_OF_CHUNK: usize = 65_535;
+
+/// Routes up to which every block of a permute ranks its own token: dsv3 takes 2.4 with 1 token and 6.8 with 128 tokens
+/// by comparing keys, 3.9 and 8.0 by counting.
+const SMALL_PERMUTE_ROUTES: usize = 1_024;
+/// `top_k` up to which it can: one warp holds a token's routes.
+const SMALL_PERMUTE_TOP_K: usize = 32;
+/// Bytes of a row that a block of the small permutes moves: the more tokens there are, the longer a part.
+const SMALL_PART_BYTES: usize = 4_096;
+const TINY_PART_BYTES: [(usize, usize); 2] = [(64, 4_096), (256, 8_192)];
+
+/// Routes up to which chunks are ranked and moved by one launch, whose reads of rows begin while counts travel: dsv3
+/// with 1,024 tokens takes 38.7, of which the copy alone takes 33.1.
+const PERMUTE_GRID_ROUTES: usize = 8_192;
+/// `top_k` from which that is faster: with fewer routes for each token, moving starts too late.
+const PERMUTE_GRID_TOP_K: usize = 3;
+/// Tokens and bytes of a row between which a row is moved whole; otherwise in two parts.
+const PERMUTE_GRID_WHOLE_TOKENS: usize = 1_024;
+const PERMUTE_GRID_WHOLE_BYTES: usize = 8_192;
+
+/// Routes and bytes of a row from which rows are moved in the order of their chunks' experts: rows alone take dsv3 134.5
+/// with 4,096 tokens and 534 with 16,384, token by token 143 and 574.
+const LISTED_ROUTES: usize = 32_768;
+const LISTED_ROW_BYTES: usize = 8_192;
+/// Routes of a chunk then, below and from [`LISTED_LONG_ROUTES`] routes: longer chunks move faster, but are ranked
+/// slower.
+const LISTED_CHUNK_ROUTES: [usize; 2] = [1_024, 2_048];
+const LISTED_LONG_ROUTES: usize = 65_536;
+
+/// Bytes of a row up to which it is moved by the kernels that make the plan: they number its parts with 32 bits.
+const MOST_ROW_BYTES: usize = 1 << 20;
+
+/// Blocks that a gather and a combine by element are cut into at least, where rows allow, for each multiprocessor.
 const GATHER_BLOCKS: usize = 2;
 const COMBINE_BLOCKS: usize = 4;
+/// Tokens up to which a combine by vectors has blocks of 128 threads, about this many; above, blocks of 64 threads, one
+/// for each token. dsv3 takes 2.25 with 1 token, 127 with 4,096 (copy 126).
+const COMBINE_SPLIT_TOKENS: usize = 128;
+const COMBINE_SPLIT_BLOCKS: usize = 512;
 /// Blocks that zero padding rows at most.
 const PADDING_BLOCKS: usize = 1_024;
 /// Blocks that zero the tail at most, for each multiprocessor.
@@ -29,15 +64,32 @@ pub(crate) struct PlanCut {
     pub(crate) shape: Shape,
     pub(crate) chunk_tokens: u32,
     pub(crate) rank_warps: u32,
+    /// Blocks that share a chunk.
+    pub(crate) share: u32,
 }
 
-/// The sizes that a cut depends on.
+/// How a plan is made and rows are moved by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By one kernel, which cuts each row into parts.
+    Together { cut: PlanCut, splits: u32 },
+    /// By a plan that also lists its rows, and a gather that moves them in that order.
+    Listed(PlanCut),
+    /// By a plan and a gather that know nothing of each other.
+    Apart,
+}
+
+/// What the choice depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlanSize {
     pub(crate) tokens: usize,
     pub(crate) top_k: usize,
     pub(crate) experts: usize,
     pub(crate) local_experts: usize,
+    /// Packed and without capacity: every route to a local expert is placed.
+    pub(crate) plain: bool,
+    /// Not all experts are local, or not in their order.
+    pub(crate) mapped: bool,
 }
 
 impl PlanSize {
@@ -45,57 +97,117 @@ impl PlanSize {
         self.tokens * self.top_k
     }
 
+    /// Warps that rank at a time.
     fn rank_warps(&self) -> usize {
         (16_384 / self.local_experts).clamp(4, 32)
     }
 
-    /// Dynamic shared memory of the kernels that rank with several warps at a time.
-    fn ranking_bytes(&self) -> usize {
-        let local = self.local_experts.next_multiple_of(8);
-        8 * local + 2 * (self.rank_warps() + 1) * local + 4 * self.experts.next_multiple_of(8)
+    /// Dynamic shared memory for counts of each expert.
+    fn counting_bytes(&self) -> usize {
+        8 * self.local_experts.next_multiple_of(8) + 4 * self.experts.next_multiple_of(8)
     }
 
-    fn chunked(&self, blocks: usize) -> (u32, u32) {
-        let chunk = self.tokens.div_ceil(blocks.max(1)).max(1);
-        (chunk as u32, self.tokens.div_ceil(chunk).max(1) as u32)
+    /// The same with counts of each warp that ranks.
+    fn ranking_bytes(&self) -> usize {
+        self.counting_bytes() + 2 * (self.rank_warps() + 1) * self.local_experts.next_multiple_of(8)
+    }
+
+    fn cut(&self, kernel: Kernel, block: u32, chunk_tokens: usize, grid: usize, share: usize) -> PlanCut {
+        let shared = if block == 1024 { self.ranking_bytes() } else { self.counting_bytes() };
+        let cooperative = matches!(kernel, Kernel::PlanGrid | Kernel::PermuteGrid);
+        PlanCut {
+            kernel,
+            shape: Shape { grid: grid as u32, block, shared: shared as u32, cooperative },
+            chunk_tokens: chunk_tokens as u32,
+            rank_warps: self.rank_warps() as u32,
+            share: share as u32,
+        }
     }
 
     /// The plan alone.
     pub(crate) fn plan(&self, multiprocessors: u32) -> PlanCut {
         let blocks = self.routes().div_ceil(ROUTES_PER_BLOCK).clamp(1, multiprocessors as usize);
-        let (chunk_tokens, grid) = self.chunked(blocks);
-        let small = self.routes() <= SMALL_PLAN_ROUTES;
-        PlanCut {
-            kernel: if small { Kernel::PlanSmall } else { Kernel::PlanGrid },
-            shape: Shape { grid, block: 1024, shared: self.ranking_bytes() as u32, cooperative: !small },
-            chunk_tokens,
-            rank_warps: self.rank_warps() as u32,
-        }
+        let chunk = self.tokens.div_ceil(blocks).max(1);
+        // A chunk that is too long for the exchange is not for counting all ids: slow, but any size is right.
+        let small = self.routes() <= SMALL_PLAN_ROUTES || chunk * self.top_k > MOST_ROUTES_OF_CHUNK;
+        let kernel = if small { Kernel::PlanSmall } else { Kernel::PlanGrid };
+        self.cut(kernel, 1024, chunk, self.tokens.div_ceil(chunk).max(1), 1)
     }
 
-    /// The plan and rows of `row_bytes` in one launch, and into how many blocks each row is cut. Not for 0 tokens.
-    pub(crate) fn permute(&self, multiprocessors: u32, row_bytes: usize) -> (PlanCut, u32) {
-        let rank_warps = self.rank_warps() as u32;
-        if self.routes() <= SMALL_PERMUTE_ROUTES && self.top_k <= SMALL_PERMUTE_TOP_K {
-            let splits = row_bytes.div_ceil(SMALL_PERMUTE_BYTES).max(1);
-            let shared = 8 * self.local_experts.next_multiple_of(8) + 4 * self.experts.next_multiple_of(8);
-            let grid = (self.tokens * splits) as u32;
-            let shape = Shape { grid, block: 256, shared: shared as u32, cooperative: false };
-            return (PlanCut { kernel: Kernel::PermuteSmall, shape, chunk_tokens: 0, rank_warps }, splits as u32);
+    /// The plan and rows of `row_bytes` whose addresses and strides are multiples of 16.
+    pub(crate) fn permute(&self, multiprocessors: u32, row_bytes: usize) -> Way {
+        if self.tokens == 0 {
+            return Way::Apart;
         }
-        let (chunk_tokens, grid) = self.chunked(multiprocessors as usize);
-        let shape = Shape { grid, block: 1024, shared: self.ranking_bytes() as u32, cooperative: true };
-        (PlanCut { kernel: Kernel::PermuteGrid, shape, chunk_tokens, rank_warps }, 1)
+        let fused = row_bytes <= MOST_ROW_BYTES;
+        if fused && self.routes() <= SMALL_PERMUTE_ROUTES && self.top_k <= SMALL_PERMUTE_TOP_K {
+            return self.small_permute(row_bytes);
+        }
+        let few = self.routes() <= PERMUTE_GRID_ROUTES && self.top_k >= PERMUTE_GRID_TOP_K;
+        if fused
+            && few
+            && let Some(way) = self.permute_grid(multiprocessors as usize, row_bytes)
+        {
+            return way;
+        }
+        if self.routes() >= LISTED_ROUTES && row_bytes >= LISTED_ROW_BYTES && !self.mapped {
+            return self.listed(multiprocessors as usize).map_or(Way::Apart, Way::Listed);
+        }
+        Way::Apart
+    }
+
+    fn small_permute(&self, row_bytes: usize) -> Way {
+        let (kernel, part) = if self.plain {
+            let part = TINY_PART_BYTES.iter().find(|(tokens, _)| self.tokens <= *tokens).map(|(_, part)| *part);
+            (Kernel::PermuteTiny, part)
+        } else {
+            (Kernel::PermuteSmall, Some(SMALL_PART_BYTES))
+        };
+        let splits = part.map_or(1, |part| row_bytes.div_ceil(part).max(1));
+        // The kernel that compares keys has one more block, for what the plan says of experts.
+        let grid = self.tokens * splits + usize::from(self.plain);
+        Way::Together { cut: self.cut(kernel, 256, 1, grid, 1), splits: splits as u32 }
+    }
+
+    /// Only where each chunk is ranked in one round.
+    fn permute_grid(&self, multiprocessors: usize, row_bytes: usize) -> Option<Way> {
+        let round = (self.rank_warps() & !3) * 32;
+        let chunk = (round / self.top_k).min(self.tokens);
+        if chunk == 0 || self.tokens.div_ceil(chunk) > multiprocessors {
+            return None;
+        }
+        let chunks = self.tokens.div_ceil(chunk);
+        let share = multiprocessors / chunks;
+        let halves = self.tokens < PERMUTE_GRID_WHOLE_TOKENS || row_bytes > PERMUTE_GRID_WHOLE_BYTES;
+        let cut = self.cut(Kernel::PermuteGrid, 1024, chunk, chunks * share, share);
+        Some(Way::Together { cut, splits: if halves { 2 } else { 1 } })
+    }
+
+    fn listed(&self, multiprocessors: usize) -> Option<PlanCut> {
+        let routes = LISTED_CHUNK_ROUTES[usize::from(self.routes() >= LISTED_LONG_ROUTES)];
+        let chunk = routes.div_ceil(self.top_k).max(self.tokens.div_ceil(multiprocessors));
+        let fits = chunk * self.top_k <= MOST_ROUTES_OF_CHUNK;
+        fits.then(|| self.cut(Kernel::PlanGrid, 1024, chunk, self.tokens.div_ceil(chunk), 1))
     }
 }
 
-/// Bytes of scratch for plans of up to these sizes: a barrier, and a table with a row for each block.
+/// Bytes of scratch for plans of up to these sizes: the call's number, a table with a row for each chunk, and the list of
+/// rows. The table's words are told from those of earlier calls by the number that they carry, so the list lies where no
+/// table ever does: at the end.
 pub(crate) fn scratch_bytes(max_routes: usize, max_experts: usize, multiprocessors: u32) -> usize {
     if max_routes <= SMALL_PERMUTE_TOP_K {
-        return 0; // no kernel with a barrier is used, whatever top_k is
+        return 0; // no kernel that exchanges counts is used, whatever top_k is
     }
-    let blocks = max_routes.min(multiprocessors as usize);
-    256 + 4 * (blocks + 1) * (2 * max_experts.next_multiple_of(8) + 8)
+    let multiprocessors = multiprocessors as usize;
+    let table = 256 + 4 * max_routes.min(multiprocessors) * (2 * max_experts.next_multiple_of(8) + 4);
+    let listed = if max_routes < LISTED_ROUTES { 0 } else { max_routes.min(MOST_ROUTES_OF_CHUNK * multiprocessors) };
+    table + 8 * listed
+}
+
+/// Where in such scratch the list of a plan's rows is.
+pub(crate) fn list_in_scratch(bytes: usize, routes: usize) -> std::ops::Range<usize> {
+    let end = bytes & !7;
+    end - 8 * routes..end
 }
 
 fn splits(tokens: usize, blocks: usize, most: usize) -> u32 {
@@ -110,9 +222,19 @@ pub(crate) fn gather_splits(tokens: usize, row_bytes: usize, vec: u32, multiproc
     splits(tokens, GATHER_BLOCKS * multiprocessors as usize, row_bytes.div_ceil(256 * vec as usize))
 }
 
-/// Blocks that share a token in a combine of `hidden` elements, `per_thread` of which a thread takes at a time.
-pub(crate) fn combine_splits(tokens: usize, hidden: usize, per_thread: usize, multiprocessors: u32) -> u32 {
-    splits(tokens, COMBINE_BLOCKS * multiprocessors as usize, hidden.div_ceil(128 * per_thread))
+/// Threads of a block, and blocks that share a token, in a combine of `hidden` elements, `per_thread` of which a thread
+/// takes at a time.
+pub(crate) fn combine_cut(tokens: usize, hidden: usize, per_thread: usize) -> (u32, u32) {
+    if tokens > COMBINE_SPLIT_TOKENS {
+        return (64, 1);
+    }
+    let most = hidden.div_ceil(128 * per_thread).max(1);
+    (128, (COMBINE_SPLIT_BLOCKS / tokens.max(1)).clamp(1, most) as u32)
+}
+
+/// The same for a combine by element.
+pub(crate) fn combine_any_cut(tokens: usize, hidden: usize, multiprocessors: u32) -> (u32, u32) {
+    (256, splits(tokens, COMBINE_BLOCKS * multiprocessors as usize, hidden.div_ceil(256)))
 }
 
 /// Blocks for work in `blocks`, and for zeroing the padding rows of the experts where there are any.
@@ -127,58 +249,4 @@ pub(crate) fn tail_grid(rows: usize, multiprocessors: u32) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn size(tokens: usize, top_k: usize, experts: usize) -> PlanSize {
-        PlanSize { tokens, top_k, experts, local_experts: experts }
-    }
-
-    #[test]
-    fn a_plan_of_no_tokens_is_still_launched() {
-        let cut = size(0, 8, 256).plan(132);
-        assert_eq!((cut.kernel, cut.shape.grid, cut.chunk_tokens), (Kernel::PlanSmall, 1, 1));
-    }
-
-    #[test]
-    fn chunks_cover_all_tokens_and_no_block_is_empty() {
-        for tokens in [1, 2, 127, 128, 129, 2_047, 2_048, 2_049, 4_097, 16_384, 131_072] {
-            for sms in [1, 14, 108, 132, 148] {
-                for cut in [size(tokens, 8, 256).plan(sms), size(tokens, 33, 256).permute(sms, 64).0] {
-                    let (grid, chunk) = (cut.shape.grid as usize, cut.chunk_tokens as usize);
-                    assert!(grid * chunk >= tokens && (grid - 1) * chunk < tokens, "{tokens} tokens, {sms}: {cut:?}");
-                    assert!(grid <= sms as usize, "{cut:?}: all blocks must be resident at once");
-                }
-            }
-        }
-    }
-
-    /// A workspace for limits serves every smaller batch, whichever kernel it takes.
-    #[test]
-    fn scratch_holds_the_table_of_any_cut_within_the_limits() {
-        for (max_tokens, top_k) in [(1, 1), (32, 1), (33, 1), (1, 33), (2, 33), (512, 8), (4_096, 8), (100_000, 1)] {
-            for experts in [1, 3, 256, 4_096] {
-                let have = scratch_bytes(max_tokens * top_k, experts, 132);
-                for tokens in [1, max_tokens / 2 + 1, max_tokens] {
-                    let size = size(tokens, top_k, experts);
-                    for cut in [size.plan(132), size.permute(132, 14_336).0] {
-                        if cut.shape.cooperative {
-                            let columns = 2 * experts.next_multiple_of(8) + 8;
-                            let need = 256 + 4 * (cut.shape.grid as usize + 1) * columns;
-                            assert!(have >= need, "{max_tokens} x {top_k}, {experts} experts: {have} of {need}");
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_is_cut_only_while_tokens_alone_do_not_fill_the_device() {
-        assert_eq!(gather_splits(1, 14_336, 16, 132), 4);
-        assert_eq!(gather_splits(264, 14_336, 16, 132), 1);
-        assert_eq!(combine_splits(1, 7_168, 8, 132), 7);
-        assert_eq!(combine_splits(528, 7_168, 8, 132), 1);
-        assert_eq!(combine_splits(1, 1, 4, 132), 1);
-    }
-}
+mod tests;

@@ -26,15 +26,73 @@ fn same<T: Float>(batch: Batch, layout: Layout) {
 #[test]
 fn permute_and_unpermute_equal_the_cpu_at_every_change_of_kernel() {
     let tokens: &[usize] =
-        if sanitized() { &[1, 7, 64] } else { &[0, 1, 7, 64, 255, 256, 257, 2_047, 2_048, 2_049, 4_097] };
+        if sanitized() { &[1, 7, 64] } else { &[0, 1, 7, 64, 65, 128, 129, 512, 513, 1_023, 1_024, 1_025, 4_097] };
     for &tokens in tokens {
         same::<bf16>(Batch { tokens, top_k: 8, experts: 256, hidden: 1_024 }, Layout::Packed);
+        same::<f32>(Batch { tokens, top_k: 2, experts: 7, hidden: 512 }, Layout::Packed);
         same::<f32>(Batch { tokens, top_k: 2, experts: 7, hidden: 513 }, Layout::Aligned(16));
+        same::<f16>(Batch { tokens, top_k: 4, experts: 64, hidden: 264 }, Layout::Aligned(16));
     }
     if !sanitized() {
         same::<f16>(Batch { tokens: 33, top_k: 1, experts: 4_096, hidden: 24 }, Layout::Packed);
         same::<bf16>(Batch { tokens: 511, top_k: 33, experts: 64, hidden: 128 }, Layout::Padded(300));
         same::<bf16>(Batch { tokens: 16_384, top_k: 8, experts: 256, hidden: 64 }, Layout::Aligned(128));
+    }
+}
+
+/// Rows that are moved in the order of a list, and sizes just below that.
+#[test]
+fn permute_of_many_long_rows_equals_the_cpu() {
+    if sanitized() {
+        return; // `sanitize` has a smaller one
+    }
+    for tokens in [4_095, 4_096, 8_191, 8_192] {
+        same::<bf16>(Batch { tokens, top_k: 8, experts: 256, hidden: 4_100 }, Layout::Padded(40));
+        same::<bf16>(Batch { tokens, top_k: 8, experts: 256, hidden: 4_104 }, Layout::Padded(40));
+    }
+    same::<bf16>(Batch { tokens: 4_097, top_k: 8, experts: 256, hidden: 4_096 }, Layout::Packed);
+    same::<f32>(Batch { tokens: 4_097, top_k: 8, experts: 64, hidden: 2_048 }, Layout::Aligned(128));
+}
+
+/// A call that takes for counts what an earlier one with other sizes left in scratch: all ways of making a plan, in
+/// turn, with one workspace.
+#[test]
+fn one_workspace_serves_calls_of_all_sizes_in_turn() {
+    if sanitized() {
+        return; // no kernel that others do not launch
+    }
+    let Some(device) = device("cuda") else { return };
+    let mut queue = device.queue().unwrap();
+    let mut workspace = Workspace::new(&mut queue, Limits { max_routes: 65_536, max_experts: 4_096 }).unwrap();
+    let mut rng = Rng(41);
+    for round in 0..2 {
+        for (tokens, top_k, experts, layout) in [
+            (4_096, 8, 16, Layout::Padded(64)), // listed
+            (3, 8, 256, Layout::Packed),        // by keys
+            (1_000, 8, 256, Layout::Packed),    // the grid
+            (8_192, 8, 16, Layout::Padded(64)), // listed, the longest
+            (6_000, 1, 4_096, Layout::Packed),  // apart
+            (1_024, 8, 4_096, Layout::Aligned(4)),
+            (100, 8, 64, Layout::Aligned(4)), // small
+        ] {
+            let hidden = 4_096;
+            let ids = rng.ids(tokens * top_k, experts);
+            let x: Vec<bf16> = rng.floats(tokens * hidden);
+            let spec = PlanSpec::new(tokens, top_k, experts).layout(layout).with_m_indices().with_logical_load();
+            let on_device = (queue.upload(&ids).unwrap(), queue.upload(&x).unwrap());
+            let routing = Routing::top_k(on_device.0.view());
+            let input = on_device.1.rows(hidden).unwrap();
+            let (plan, rows) = RoutePlan::permute(&mut queue, &mut workspace, spec, routing, input).unwrap();
+            plan.validate(&mut queue).unwrap();
+            let (rows, source) = (queue.download(rows.view()).unwrap(), queue.download(plan.source()).unwrap());
+            for (row, source) in rows.chunks(hidden).zip(source) {
+                if source >= 0 {
+                    let from = source as usize / top_k * hidden;
+                    let same = row.iter().zip(&x[from..from + hidden]).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "round {round}, {tokens} x {top_k}, {experts} experts: a row of route {source}");
+                }
+            }
+        }
     }
 }
 

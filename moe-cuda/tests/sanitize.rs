@@ -120,6 +120,7 @@ fn every_kernel_stays_inside_of_its_memory() {
         Case { shift: 1, layout: Layout::Padded(40), ..base }, // nor is any address
         Case { tokens: 64, top_k: 33, experts: 40, ..base }, // the permute with a barrier
         Case { tokens: 64, top_k: 257, experts: 300, hidden: 16, ..base }, // and the plan
+        Case { layout: Layout::Packed, ..base },             // the permute that compares keys
         Case { tokens: 1, top_k: 1, experts: 1, hidden: 2_056, ..base }, // rows that several blocks share
     ];
     for case in cases {
@@ -127,6 +128,11 @@ fn every_kernel_stays_inside_of_its_memory() {
         floats::<f16>(&mut queue, case);
         floats::<bf16>(&mut queue, case);
     }
+    // Rows that are moved in the order of a list: as few of so many routes as find a place.
+    floats::<f32>(
+        &mut queue,
+        Case { top_k: 512, experts: 40, hidden: 2_052, layout: Layout::Padded(8), tokens: 64, ..base },
+    );
     eights::<F8E4M3>(&mut queue, base);
     eights::<F8E5M2>(&mut queue, base);
     queue.synchronize().unwrap();
