@@ -26,6 +26,21 @@ extern "C" __global__ void __launch_bounds__(256) moe_combine_any(MoeCombinePara
         moe_store_any(c.output + t * c.output_stride, h, c.x_dtype, moe_combine_element(c, t, h, slot));
 }
 
+// 16 or 8 bytes of a row that may be absent, then zeros; by predicate, so that the loads of all rows
+// are in flight before the first is used.
+MOE_DEV void moe_load_word(uint4 &w, u64 address, bool present) {
+    asm("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\tmov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\t"
+        "mov.u32 %3, 0;\n\t@p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+        : "=&r"(w.x), "=&r"(w.y), "=&r"(w.z), "=&r"(w.w)
+        : "l"(address), "r"((u32)present));
+}
+MOE_DEV void moe_load_word(uint2 &w, u64 address, bool present) {
+    asm("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %3, 0;\n\tmov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\t"
+        "@p ld.global.nc.v2.u32 {%0, %1}, [%2];\n\t}"
+        : "=&r"(w.x), "=&r"(w.y)
+        : "l"(address), "r"((u32)present));
+}
+
 template <u32 BYTES> struct MoeWord;
 template <> struct MoeWord<16> { typedef uint4 type; };
 template <> struct MoeWord<8> { typedef uint2 type; };
@@ -33,93 +48,175 @@ template <> struct MoeWord<8> { typedef uint2 type; };
 // V elements of dtype D, as raw words.
 template <u32 D, u32 V> union MoeVec {
     typedef typename MoeType<D>::raw Raw;
-    static constexpr u32 WORD = V * sizeof(Raw) < 16 ? V * sizeof(Raw) : 16;
-    static constexpr u32 WORDS = V * sizeof(Raw) / WORD;
+    static constexpr u32 BYTES = V * sizeof(Raw);
+    static constexpr u32 WORD = BYTES < 16 ? BYTES : 16;
     typedef typename MoeWord<WORD>::type Word;
-    Word word[WORDS];
+    Word word[BYTES / WORD];
     Raw lane[V];
-    MOE_DEV void load(u64 base, u64 unit) {
+    MOE_DEV void load(u64 base, u64 unit, bool present = true) {
 #pragma unroll
-        for (u32 i = 0; i < WORDS; i++) word[i] = __ldg((const Word *)base + unit * WORDS + i);
+        for (u32 i = 0; i < BYTES / WORD; i++) moe_load_word(word[i], base + unit * BYTES + i * WORD, present);
     }
     MOE_DEV void store(u64 base, u64 unit) const {
 #pragma unroll
-        for (u32 i = 0; i < WORDS; i++) ((Word *)base)[unit * WORDS + i] = word[i];
+        for (u32 i = 0; i < BYTES / WORD; i++) ((Word *)(base + unit * BYTES))[i] = word[i];
     }
 };
 
-// B routes of U vectors at a time: their slots, then all B * U loads, then weights and sums. Few
-// routes take more vectors, so that the bytes in flight do not depend on k.
-template <u32 Y, u32 X, u32 B, u32 U>
+template <typename T> MOE_DEV T moe_word_as(u32 w);
+template <> MOE_DEV i32 moe_word_as<i32>(u32 w) { return (i32)w; }
+template <> MOE_DEV float moe_word_as<float>(u32 w) { return __uint_as_float(w); }
+
+// B consecutive 4-byte words from a 4-byte aligned address: by wide loads where it is aligned more.
+template <u32 B, typename T>
+MOE_DEV void moe_load_list(T (&list)[B], const T *from) {
+    if constexpr (B % 4 == 0) {
+        if (((u64)from & 15) == 0) {
+#pragma unroll
+            for (u32 j = 0; j < B; j += 4) {
+                uint4 q = __ldg((const uint4 *)(from + j));
+                list[j] = moe_word_as<T>(q.x), list[j + 1] = moe_word_as<T>(q.y);
+                list[j + 2] = moe_word_as<T>(q.z), list[j + 3] = moe_word_as<T>(q.w);
+            }
+            return;
+        }
+    }
+#pragma unroll
+    for (u32 j = 0; j < B; j++) list[j] = __ldg(from + j);
+}
+
+// Up to B routes of a token. An absent one has address 0 and weight -0: its row reads as zeros, and
+// adding 0 * -0 = -0 leaves every sum as it is.
+template <u32 B> struct MoeRoutes {
+    u64 row[B];
+    u64 scale[B];
+    float weight[B];
+
+    template <u32 D> MOE_DEV void weights(const MoeCombineParams &c, u64 first, u32 count) {
+        typedef typename MoeType<D>::raw Raw;
+#pragma unroll
+        for (u32 j = 0; j < B; j++)
+            if (j < count) weight[j] = MoeType<D>::widen(((const Raw *)c.weights)[first + j]);
+    }
+
+    // FULL: count is B. SCALED: the scales' addresses are wanted too.
+    template <bool FULL, bool SCALED> MOE_DEV void load(const MoeCombineParams &c, u64 first, u32 count) {
+        i32 slot[B];
+        if (FULL) {
+            moe_load_list(slot, (const i32 *)c.slot + first);
+        } else {
+#pragma unroll
+            for (u32 j = 0; j < B; j++) slot[j] = j < count ? __ldg((const i32 *)c.slot + first + j) : -1;
+        }
+        if (FULL && c.weight_dtype == MOE_F32) {
+            moe_load_list(weight, (const float *)c.weights + first);
+        } else {
+            switch (c.weight_dtype) {
+            case MOE_F32: weights<MOE_F32>(c, first, FULL ? B : count); break;
+            case MOE_F16: weights<MOE_F16>(c, first, FULL ? B : count); break;
+            case MOE_BF16: weights<MOE_BF16>(c, first, FULL ? B : count); break;
+            case MOE_E4M3: weights<MOE_E4M3>(c, first, FULL ? B : count); break;
+            case MOE_E5M2: weights<MOE_E5M2>(c, first, FULL ? B : count); break;
+            default:
+#pragma unroll
+                for (u32 j = 0; j < B; j++) weight[j] = 1.0f;
+            }
+        }
+#pragma unroll
+        for (u32 j = 0; j < B; j++) {
+            bool present = (u64)(i64)slot[j] < c.out_rows;
+            row[j] = present ? c.rows + (u64)(u32)slot[j] * c.row_stride : 0;
+            scale[j] = SCALED && present && c.scales ? c.scales + (u64)(u32)slot[j] * c.scale_stride : 0;
+            weight[j] = present ? weight[j] : -0.0f;
+        }
+    }
+};
+
+// B routes of U vectors at a time: slots and weights, then all B * U loads, then the sums. K: k where
+// it is known, and then also B; 0 where it is not. Few routes take more vectors, so that the bytes in
+// flight do not depend on k.
+template <u32 Y, u32 X, u32 K, u32 B, u32 U>
 MOE_DEV void moe_combine_rows(const MoeCombineParams &c) {
     const u32 V = Y == MOE_F32 ? 4 : 8;
-    u32 t = blockIdx.x / c.splits, part = blockIdx.x % c.splits;
-    const i32 *slot = (const i32 *)c.slot + (u64)t * c.k;
+    const bool SCALED = Y == MOE_E4M3 || Y == MOE_E5M2;
+    u32 t = blockIdx.x, part = 0, k = K ? K : c.k;
+    if (c.splits != 1) {
+        t = blockIdx.x / c.splits;
+        part = blockIdx.x - t * c.splits;
+    }
+    MoeRoutes<B> r;
+    if (K) r.template load<true, SCALED>(c, (u64)t * k, B);
     u32 units = (u32)(c.hidden / V);
-    u32 end = (u32)((u64)units * (part + 1) / c.splits);
     u64 out = c.output + t * c.output_stride;
-    bool scaled = (Y == MOE_E4M3 || Y == MOE_E5M2) && c.scales;
-    for (u32 u = (u32)((u64)units * part / c.splits) + threadIdx.x; u < end; u += U * blockDim.x) {
+    for (u32 u = part * U * blockDim.x + threadIdx.x; u < units; u += c.splits * U * blockDim.x) {
         float acc[U][V];
 #pragma unroll
-        for (u32 n = 0; n < U; n++) {
+        for (u32 n = 0; n < U; n++)
 #pragma unroll
             for (u32 i = 0; i < V; i++) acc[n][i] = 0.0f;
-            if (c.initial && u + n * blockDim.x < end) {
+        if (c.initial) {
+#pragma unroll
+            for (u32 n = 0; n < U; n++) {
+                u32 at = u + n * blockDim.x;
                 MoeVec<X, V> v;
-                v.load(c.initial + t * c.initial_stride, u + n * blockDim.x);
+                v.load(c.initial + t * c.initial_stride, at, at < units);
 #pragma unroll
                 for (u32 i = 0; i < V; i++) acc[n][i] = MoeType<X>::widen(v.lane[i]);
             }
         }
-        for (u32 j0 = 0; j0 < c.k; j0 += B) {
-            u64 row[B];
+        for (u32 j0 = 0; j0 < k; j0 += B) {
+            if (!K) r.template load<false, SCALED>(c, (u64)t * k + j0, k - j0);
             MoeVec<Y, V> v[B][U];
-#pragma unroll
-            for (u32 j = 0; j < B; j++) row[j] = j0 + j < c.k ? (u64)(i64)__ldg(slot + j0 + j) : ~0ull;
-#pragma unroll
-            for (u32 j = 0; j < B; j++)
-                if (row[j] < c.out_rows)
-#pragma unroll
-                    for (u32 n = 0; n < U; n++)
-                        if (n == 0 || u + n * blockDim.x < end)
-                            v[j][n].load(c.rows + row[j] * c.row_stride, u + n * blockDim.x);
-            float w[B];
+            float scale[B][U];
 #pragma unroll
             for (u32 j = 0; j < B; j++)
-                if (row[j] < c.out_rows) w[j] = moe_load_any(c.weights, (u64)t * c.k + j0 + j, c.weight_dtype);
+#pragma unroll
+                for (u32 n = 0; n < U; n++) {
+                    u32 at = u + n * blockDim.x;
+                    bool present = r.row[j] != 0 && (n == 0 || at < units);
+                    v[j][n].load(r.row[j], at, present);
+                    scale[j][n] = 1.0f;
+                    if (SCALED && r.scale[j] != 0 && present)
+                        scale[j][n] = __ldg((const float *)r.scale[j] + (u64)at * V / c.scale_block);
+                }
 #pragma unroll
             for (u32 j = 0; j < B; j++)
-                if (row[j] < c.out_rows)
 #pragma unroll
-                    for (u32 n = 0; n < U; n++) {
-                        float f = w[j];
-                        if (scaled && (n == 0 || u + n * blockDim.x < end))
-                            f = __fmul_rn(f, __ldg((const float *)(c.scales + row[j] * c.scale_stride) +
-                                                   (u64)(u + n * blockDim.x) * V / c.scale_block));
+                for (u32 n = 0; n < U; n++) {
+                    float f = SCALED ? __fmul_rn(r.weight[j], scale[j][n]) : r.weight[j];
 #pragma unroll
-                        for (u32 i = 0; i < V; i++)
-                            acc[n][i] = __fmaf_rn(f, MoeType<Y>::widen(v[j][n].lane[i]), acc[n][i]);
-                    }
+                    for (u32 i = 0; i < V; i++)
+                        acc[n][i] = __fmaf_rn(f, MoeType<Y>::widen(v[j][n].lane[i]), acc[n][i]);
+                }
         }
 #pragma unroll
         for (u32 n = 0; n < U; n++)
-            if (u + n * blockDim.x < end) {
+            if (n == 0 || u + n * blockDim.x < units) {
                 MoeVec<X, V> o;
 #pragma unroll
                 for (u32 i = 0; i < V; i++) o.lane[i] = MoeType<X>::narrow(acc[n][i]);
                 o.store(out, u + n * blockDim.x);
             }
     }
-    if (part + 1 == c.splits)
+    if (part + 1 == c.splits && (u64)units * V != c.hidden)
         for (u64 h = (u64)units * V + threadIdx.x; h < c.hidden; h += blockDim.x)
-            moe_store_any(out, h, X, moe_combine_element(c, t, h, slot));
+            moe_store_any(out, h, X, moe_combine_element(c, t, h, (const i32 *)c.slot + (u64)t * k));
 }
 
-#define MOE_COMBINE(y, x, Y, X)                                                                   \
-    extern "C" __global__ void __launch_bounds__(256, 2) moe_combine_##y##_##x(MoeCombineParams c) { \
-        if (c.k <= 2) moe_combine_rows<Y, X, 2, 2>(c);                                            \
-        else moe_combine_rows<Y, X, 8, 1>(c);                                                     \
+template <u32 Y, u32 X>
+MOE_DEV void moe_combine_fast(const MoeCombineParams &c) {
+    // Widening e4m3 takes so many registers that keeping eight routes of a known k would spill.
+    if (Y != MOE_E4M3 && c.k == 8) moe_combine_rows<Y, X, Y == MOE_E4M3 ? 0 : 8, 8, 1>(c);
+    else if (c.k == 2) moe_combine_rows<Y, X, 2, 2, 2>(c);
+    else if (c.k == 1) moe_combine_rows<Y, X, 1, 1, 2>(c);
+    else moe_combine_rows<Y, X, 0, 8, 1>(c);
+}
+
+// At most 64 registers (f16, bf16) keep 16 blocks of 64 threads on a multiprocessor.
+#define MOE_COMBINE(y, x, Y, X)                                                              \
+    extern "C" __global__ void __launch_bounds__(256, Y == MOE_F32 ? 3 : Y <= MOE_BF16 ? 4 : 2) \
+        moe_combine_##y##_##x(MoeCombineParams c) {                                          \
+        moe_combine_fast<Y, X>(c);                                                           \
     }
 MOE_COMBINE(f32, f32, MOE_F32, MOE_F32)
 MOE_COMBINE(f16, f16, MOE_F16, MOE_F16)
@@ -132,3 +229,14 @@ MOE_COMBINE(e4m3, bf16, MOE_E4M3, MOE_BF16)
 MOE_COMBINE(e5m2, f32, MOE_E5M2, MOE_F32)
 MOE_COMBINE(e5m2, f16, MOE_E5M2, MOE_F16)
 MOE_COMBINE(e5m2, bf16, MOE_E5M2, MOE_BF16)
+
+// The same for one k: at few tokens a kernel with nothing else in it starts 0.1 us sooner.
+#define MOE_COMBINE_K(y, x, Y, X)                                                                           \
+    extern "C" __global__ void __launch_bounds__(256, 4) moe_combine_##y##_##x##_k8(MoeCombineParams c) {   \
+        moe_combine_rows<Y, X, 8, 8, 1>(c);                                                                 \
+    }                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256, 4) moe_combine_##y##_##x##_k2(MoeCombineParams c) {   \
+        moe_combine_rows<Y, X, 2, 2, 2>(c);                                                                 \
+    }
+MOE_COMBINE_K(f16, f16, MOE_F16, MOE_F16)
+MOE_COMBINE_K(bf16, bf16, MOE_BF16, MOE_BF16)
