@@ -48,10 +48,11 @@ const MOST_ROW_BYTES: usize = 1 << 20;
 /// Blocks that a gather and a combine by element are cut into at least, where rows allow, for each multiprocessor.
 const GATHER_BLOCKS: usize = 2;
 const COMBINE_BLOCKS: usize = 4;
-/// Tokens up to which a combine by vectors has blocks of 128 threads, about this many; above, blocks of 64 threads, one
-/// for each token. dsv3 takes 2.25 with 1 token, 127 with 4,096 (copy 126).
-const COMBINE_SPLIT_TOKENS: usize = 128;
-const COMBINE_SPLIT_BLOCKS: usize = 512;
+/// Threads of a block of a combine by vectors. Up to the first number of tokens each thread takes its vectors in one
+/// step, up to the second in two, above in as many as two blocks for each token need.
+const COMBINE_THREADS: usize = 64;
+const COMBINE_WHOLE_TOKENS: usize = 256;
+const COMBINE_HALF_TOKENS: usize = 8_192;
 /// Blocks that zero padding rows at most.
 const PADDING_BLOCKS: usize = 1_024;
 /// Blocks that zero the tail at most, for each multiprocessor.
@@ -222,14 +223,21 @@ pub(crate) fn gather_splits(tokens: usize, row_bytes: usize, vec: u32, multiproc
     splits(tokens, GATHER_BLOCKS * multiprocessors as usize, row_bytes.div_ceil(256 * vec as usize))
 }
 
-/// Threads of a block, and blocks that share a token, in a combine of `hidden` elements, `per_thread` of which a thread
-/// takes at a time.
-pub(crate) fn combine_cut(tokens: usize, hidden: usize, per_thread: usize) -> (u32, u32) {
-    if tokens > COMBINE_SPLIT_TOKENS {
-        return (64, 1);
-    }
-    let most = hidden.div_ceil(128 * per_thread).max(1);
-    (128, (COMBINE_SPLIT_BLOCKS / tokens.max(1)).clamp(1, most) as u32)
+/// Threads of a block, and blocks that share a token, in a combine of `hidden` elements, `per_thread` of which are a
+/// vector.
+pub(crate) fn combine_cut(tokens: usize, top_k: usize, hidden: usize, per_thread: usize) -> (u32, u32) {
+    // With few routes a thread takes two vectors at a time.
+    let step = COMBINE_THREADS * per_thread * if top_k <= 2 { 2 } else { 1 };
+    let full = hidden.div_ceil(step).max(1);
+    let splits = if tokens <= COMBINE_WHOLE_TOKENS {
+        full
+    } else if tokens <= COMBINE_HALF_TOKENS {
+        full.div_ceil(2)
+    } else {
+        full.div_ceil(2).min(2)
+    };
+    // The grid is one-dimensional, and has an i32 for its blocks.
+    (COMBINE_THREADS as u32, splits.min(i32::MAX as usize / tokens.max(1)) as u32)
 }
 
 /// The same for a combine by element.

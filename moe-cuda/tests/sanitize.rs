@@ -120,7 +120,8 @@ fn every_kernel_stays_inside_of_its_memory() {
         Case { shift: 1, layout: Layout::Padded(40), ..base }, // nor is any address
         Case { tokens: 64, top_k: 33, experts: 40, ..base }, // the permute with a barrier
         Case { tokens: 64, top_k: 257, experts: 300, hidden: 16, ..base }, // and the plan
-        Case { layout: Layout::Packed, ..base },             // the permute that compares keys
+        Case { top_k: 8, layout: Layout::Packed, ..base },   // the permute that compares keys, and 8 rows at a time
+        Case { top_k: 2, hidden: 72, ..base },               // two rows
         Case { tokens: 1, top_k: 1, experts: 1, hidden: 2_056, ..base }, // rows that several blocks share
     ];
     for case in cases {

@@ -203,10 +203,17 @@ fn measured_sizes_take_the_path_that_was_fastest() {
 fn a_row_is_cut_only_while_tokens_alone_do_not_fill_the_device() {
     assert_eq!(gather_splits(1, 14_336, 16, 132), 4);
     assert_eq!(gather_splits(264, 14_336, 16, 132), 1);
-    assert_eq!(combine_cut(1, 7_168, 8), (128, 7));
-    assert_eq!(combine_cut(128, 7_168, 8), (128, 4));
-    assert_eq!(combine_cut(129, 7_168, 8), (64, 1));
-    assert_eq!(combine_cut(1, 1, 4), (128, 1));
+    assert_eq!(combine_cut(256, 8, 7_168, 8), (64, 14));
+    assert_eq!(combine_cut(256, 2, 7_168, 8), (64, 7));
+    assert_eq!(combine_cut(257, 8, 7_168, 8), (64, 7));
+    assert_eq!(combine_cut(8_192, 2, 7_168, 8), (64, 4));
+    assert_eq!(combine_cut(8_193, 8, 7_168, 8), (64, 2));
+    assert_eq!(combine_cut(8_193, 8, 1, 4), (64, 1));
+    assert_eq!(combine_cut(8_193, 8, 512, 8), (64, 1));
+    for tokens in [1, 256, 8_192, i32::MAX as usize] {
+        let (_, splits) = combine_cut(tokens, 1, i32::MAX as usize, 4);
+        assert!(splits >= 1 && splits as usize * tokens <= i32::MAX as usize, "{tokens}: {splits}");
+    }
     assert_eq!(combine_any_cut(1, 7_168, 132), (256, 28));
     assert_eq!(combine_any_cut(528, 7_168, 132), (256, 1));
 }
