@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the packed programs on a machine with a GPU: run.sh OUT [STEP…], steps: conformance run bench peers sanitize.
+# Runs the packed programs on a machine with a GPU: run.sh OUT [STEP…], steps: conformance wgpu run bench peers
+# sanitize.
 # Each step leaves OUT/STEP.txt: facts as "name: value" lines, then the raw log. A failing step fails the script, after
 # the others have run.
 set -uo pipefail
@@ -10,6 +11,7 @@ steps=${*:-conformance run bench}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 cd "$here" || exit 1
+[ -x xtask ] || tar -xJf programs.tar.xz || python3 -m tarfile -e programs.tar.xz . || exit 1
 export MOE_REQUIRE_CUDA=1
 failed=0
 
@@ -38,7 +40,14 @@ for step in $steps; do
     case $step in
     conformance)
         status=0
-        for test in tests/*; do
+        for test in tests/cuda/*; do
+            echo "## $(basename "$test")" >>"$log"
+            "$test" --show-output --test-threads=1 >>"$log" 2>&1 || status=$?
+        done
+        ;;
+    wgpu) # MOE_REQUIRE_WGPU: a part of the adapter's name
+        status=0
+        for test in tests/wgpu/*; do
             echo "## $(basename "$test")" >>"$log"
             "$test" --show-output --test-threads=1 >>"$log" 2>&1 || status=$?
         done
@@ -50,7 +59,7 @@ for step in $steps; do
         done
         ;;
     bench)
-        ./moe-bench --data benches/data --backend cuda --out "$out" ${BENCH_ARGS:-} >"$log" 2>&1
+        ./moe-bench --data benches/data --backend cuda --commit "$(cat commit)" --out "$out" ${BENCH_ARGS:-} >"$log" 2>&1
         status=$?
         ;;
     peers)
@@ -61,7 +70,7 @@ for step in $steps; do
         status=0
         for tool in memcheck racecheck initcheck synccheck; do
             echo "## $tool" >>"$log"
-            MOE_SANITIZE=1 compute-sanitizer --tool "$tool" --error-exitcode 9 tests/sanitize --show-output \
+            MOE_SANITIZE=1 compute-sanitizer --tool "$tool" --error-exitcode 9 tests/cuda/sanitize --show-output \
                 --test-threads=1 >>"$log" 2>&1 || status=$?
         done
         ;;

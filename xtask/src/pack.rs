@@ -19,20 +19,23 @@ pub(crate) fn main(mut args: Args) -> Outcome {
     if folder.exists() {
         fs::remove_dir_all(&folder).map_err(io)?;
     }
-    for sub in ["tests", "benches/data", "benches/peers", "moe-cuda/ptx"] {
+    for sub in ["tests/cuda", "tests/wgpu", "benches/data", "benches/peers", "moe-cuda/ptx"] {
         fs::create_dir_all(folder.join(sub)).map_err(io)?;
     }
-    // One command for all, so that dependencies are built with one set of features.
-    let programs = executables(&["build", "--bins"])?;
+    let programs = executables(&["build", "--bins", "-p", "xtask", "-p", "moe-benches"])?;
     for path in programs.iter().filter(|path| ["xtask", "moe-bench"].contains(&file_name(path).as_str())) {
         strip(path, &folder.join(file_name(path)))?;
     }
-    for path in executables(&["test", "--no-run"])? {
-        // `name-hash`: the hash would only make the folder's contents differ from build to build.
-        let name = file_name(&path);
-        let name = name.rsplit_once('-').map_or(name.as_str(), |(name, _)| name).to_owned();
-        strip(&path, &folder.join("tests").join(name))?;
+    for (backend, package) in [("cuda", "moe-cuda"), ("wgpu", "moe-wgpu")] {
+        for path in executables(&["test", "--no-run", "--tests", "-p", package])? {
+            // `name-hash`: the hash would only make the folder's contents differ from build to build.
+            let name = file_name(&path);
+            let name = name.rsplit_once('-').map_or(name.as_str(), |(name, _)| name).to_owned();
+            strip(&path, &folder.join("tests").join(backend).join(name))?;
+        }
     }
+    // The programs share most of their code, so that together they shrink to a fifth.
+    archive(&folder, &["xtask", "moe-bench", "tests"], "programs.tar.xz")?;
     copy_all(&root.join("benches/data"), &folder.join("benches/data"))?;
     copy_all(&root.join("benches/peers"), &folder.join("benches/peers"))?;
     copy_all(&root.join("moe-cuda/ptx"), &folder.join("moe-cuda/ptx"))?;
@@ -50,11 +53,7 @@ pub(crate) fn main(mut args: Args) -> Outcome {
 /// Builds in release and gives the paths of what came out.
 fn executables(what: &[&str]) -> Result<Vec<String>, String> {
     let mut command = cargo(what);
-    let packages: &[&str] = match what[0] {
-        "build" => &["-p", "xtask", "-p", "moe-benches"],
-        _ => &["-p", "moe-cuda", "-p", "moe-wgpu"],
-    };
-    command.args(packages).args(["--release", "--all-features", "--message-format=json"]);
+    command.args(["--release", "--all-features", "--message-format=json"]);
     let output = command.stderr(Stdio::inherit()).output().map_err(|e| e.to_string())?;
     if !output.status.success() {
         return Err(format!("{command:?}: {}", output.status));
@@ -66,6 +65,14 @@ fn executables(what: &[&str]) -> Result<Vec<String>, String> {
 fn strip(from: &str, to: &Path) -> Outcome {
     let status = Command::new("strip").arg("-o").arg(to).arg(from).status().map_err(|e| format!("strip: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("strip {from}: {status}")) }
+}
+
+/// Moves some of a folder into an archive in it.
+fn archive(folder: &Path, what: &[&str], name: &str) -> Outcome {
+    let mut tar = Command::new("tar");
+    tar.current_dir(folder).env("XZ_OPT", "-T0").args(["-cJf", name, "--remove-files"]).args(what);
+    let status = tar.status().map_err(|e| format!("tar: {e}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{tar:?}: {status}")) }
 }
 
 /// Copies the files of a folder, not its sub-folders.
