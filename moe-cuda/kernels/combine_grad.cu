@@ -1,6 +1,6 @@
 // Backward of combine. For a placed route x = t * K + k with row r = slot[t, k]:
 //   dY[r, :] = round(w[t, k] * dX[t, :]),   dw[t, k] = round(sum over h of Y[r, h] * dX[t, h]).
-// dY is zero on padding rows, dw is 0 for routes without a row, NaN is canonical. Parameters:
+// Without weights dY is a copy of the bits. dY is zero on padding rows, dw is 0 for routes without a row, NaN is canonical. Parameters:
 // MoeCombineGradParams in abi.cuh.
 // The sum has one order on every machine: 1,024 f32 lanes, lane h mod 1024 in ascending h by fma
 // from 0, then lane[i] += lane[i + s] for s = 512, 256, ..., 1. Thread i of 128 holds lanes 8i to
@@ -47,6 +47,8 @@ MOE_DEV void moe_combine_grad_route(const MoeCombineGradParams &g) {
             u64 in = g.grad + (u64)(x / g.k) * g.grad_stride;
             u64 y = g.rows + row * g.row_stride, out = g.grad_rows + row * g.grad_row_stride;
             bool dot = g.grad_weights != 0 && g.rows != 0;
+            // Without weights dY is a copy of the bits: a product with 1 would change some NaNs.
+            bool bits = g.weights == 0;
             u64 h = (u64)threadIdx.x * 8;
             if constexpr (D != MOE_NONE) {
                 typedef typename MoeType<D>::raw Raw;
@@ -66,7 +68,7 @@ MOE_DEV void moe_combine_grad_route(const MoeCombineGradParams &g) {
                     if (g.grad_rows) {
 #pragma unroll
                         for (u32 j = 0; j < 8; j++)
-                            o.lane[j] = MoeType<D>::narrow(__fmul_rn(w, MoeType<D>::widen(a.lane[j])));
+                            o.lane[j] = bits ? a.lane[j] : MoeType<D>::narrow(__fmul_rn(w, MoeType<D>::widen(a.lane[j])));
 #pragma unroll
                         for (u32 i = 0; i < WORDS; i++) ((uint4 *)out)[h / 8 * WORDS + i] = o.word[i];
                     }
@@ -82,7 +84,8 @@ MOE_DEV void moe_combine_grad_route(const MoeCombineGradParams &g) {
                 for (u32 j = 0; j < 8; j++)
                     if (h + j < g.hidden) {
                         float a = moe_load_any(in, h + j, g.x_dtype);
-                        if (g.grad_rows) moe_store_any(out, h + j, g.dy_dtype, __fmul_rn(w, a));
+                        if (g.grad_rows && bits && g.dy_dtype == g.x_dtype) moe_copy_any(out, in, h + j, g.x_dtype);
+                        else if (g.grad_rows) moe_store_any(out, h + j, g.dy_dtype, __fmul_rn(w, a));
                         if (dot) lane[j] = __fmaf_rn(moe_load_any(y, h + j, g.y_dtype), a, lane[j]);
                     }
         }

@@ -88,6 +88,12 @@ MOE_DEV void moe_store_any(u64 base, u64 index, u32 dtype, float v) {
     }
 }
 
+// The bits of an element of f32, f16 or bf16.
+MOE_DEV void moe_copy_any(u64 out, u64 in, u64 index, u32 dtype) {
+    if (dtype == MOE_F32) ((u32 *)out)[index] = ((const u32 *)in)[index];
+    else ((u16 *)out)[index] = ((const u16 *)in)[index];
+}
+
 // --- rows --------------------------------------------------------------------------------------
 
 // Zeros `bytes` at `out`, by the threads first, first + step, ...; `vec` divides the address.
