@@ -66,7 +66,8 @@ pub unsafe trait Device: Clone + Debug + Send + Sync + 'static {
     /// `WrongBackend`, `BackendUnavailable` or `NoSuchDevice`.
     fn open(spec: &DeviceSpec) -> Result<Self>;
 
-    /// How many devices can be opened by ordinal on this machine.
+    /// How many devices this machine has. They can be opened by ordinal; a backend may open further ordinals, as the
+    /// CPU does for more thread pools.
     ///
     /// # Errors
     /// `BackendUnavailable`, with the reason.

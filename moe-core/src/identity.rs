@@ -101,7 +101,7 @@ impl fmt::Display for DeviceSpec {
     }
 }
 
-/// A canonical device identity. Two are equal if and only if buffers of the two may be used together.
+/// A canonical device identity. Buffers may be used together only if theirs are equal.
 ///
 /// There is no public constructor: a backend mints one with a proof that only it can make. `Display` always prints the
 /// ordinal, and for a second logical device on the same ordinal its instance number, as in `wgpu:0#2`.

@@ -52,7 +52,7 @@ pub use any::{BackendVisitor, DeviceVisitor};
 pub use backend::{Backend, Buffer, CommandQueue, Device, DeviceInfo, PermuteBackend, Region, Span};
 pub use buffer::{Buf, Rows, RowsMut, View, ViewMut};
 pub use device::Dev;
-pub use dtype::{CombineInput, DType, Element, Float, RouteId};
+pub use dtype::{CombineInput, DType, Element, F4x2, Float, RouteId};
 pub use error::{Error, Result};
 pub use identity::{AnyDeviceId, DeviceId, DeviceSpec};
 pub use ops::{Combine, CombineGrad, Gather};

@@ -50,7 +50,7 @@ fn permute<B: PermuteBackend, T: Element>(ctx: &mut Ctx<'_, B>, case: &Case, rng
     let mut workspace = ctx.workspace(case.tokens + 9, case.top_k, case.experts)?;
     let queue = &mut ctx.queue;
     let mut plan = if case.dirty {
-        let large = case.spec().num_tokens(case.tokens + 9).with_m_indices().with_logical_load();
+        let large = case.spec().with_num_tokens(case.tokens + 9).with_m_indices().with_logical_load();
         let ids: Vec<i64> = (0..(case.tokens + 9) * case.top_k).map(|_| rng.below(case.experts) as i64).collect();
         let inputs = Inputs::new(queue, DType::I32, &ids, map.as_deref(), None, Place::default())?;
         RoutePlan::new(queue, &mut workspace, large, inputs.routing()?)?

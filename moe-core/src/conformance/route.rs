@@ -165,7 +165,7 @@ pub(super) fn build<B: PermuteBackend>(
     let dirty_tokens = if case.dirty { case.tokens + 37 } else { case.tokens };
     let mut workspace = ctx.workspace(dirty_tokens, case.top_k, case.experts)?;
     let plan = if case.dirty {
-        let large = spec.num_tokens(dirty_tokens).with_m_indices().with_logical_load();
+        let large = spec.with_num_tokens(dirty_tokens).with_m_indices().with_logical_load();
         let large_ids: Vec<i32> = (0..dirty_tokens * case.top_k).map(|_| rng.below(case.experts) as i32).collect();
         let large_ids = ctx.queue.upload(&large_ids)?;
         let mut routing = Routing::top_k(large_ids.view());

@@ -88,12 +88,15 @@ impl<B: Backend, G: Tag> RoutePlan<B, G> {
         self.arrays.shape.rows
     }
 
-    /// `[R]`: row → route; -1 on padding rows and past the end.
+    /// `[R]`: row → route; -1 on padding rows and past the end. Others call it `permuted_idx` or `sorted_token_ids`.
+    #[doc(alias = "permuted_idx")]
+    #[doc(alias = "row_id_map")]
     pub fn source(&self) -> View<'_, B, i32, G> {
         self.array(self.arrays.source)
     }
 
-    /// `[T, K]`: route → row; -1 where the route is not placed.
+    /// `[T, K]`: route → row; -1 where the route is not placed. Others call it `inv_permuted_idx`.
+    #[doc(alias = "inv_permuted_idx")]
     pub fn slot(&self) -> View<'_, B, i32, G> {
         self.array(self.arrays.slot)
     }

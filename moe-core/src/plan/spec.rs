@@ -98,7 +98,7 @@ impl PlanSpec {
     }
 
     /// The same for another number of tokens.
-    pub fn num_tokens(self, num_tokens: usize) -> Self {
+    pub fn with_num_tokens(self, num_tokens: usize) -> Self {
         Self { num_tokens, ..self }
     }
 
