@@ -44,13 +44,13 @@ mod tests {
     #[test]
     fn a_row_shows_both_operations_beside_the_fastest_peer() {
         let of = |contender: &str, kind, op: &str, us| Record { op: op.into(), ..record(contender, kind, 8, us) };
-        let mut report = Report::default();
-        report.records = vec![
+        let records = vec![
             of("moe-cuda", Kind::Ours, "permute", 2.0),
             of("moe-cuda", Kind::Ours, "combine", 1.0),
             of("vllm", Kind::Peer, "permute", 9.0),
             of("torch", Kind::Peer, "permute", 20.0),
         ];
+        let report = Report { records, ..Report::default() };
         let text = markdown(&report);
         let row = text.lines().last().unwrap();
         assert!(row.contains("moe-cuda") && row.contains("vllm: 4.5×") && !row.contains("torch"), "{text}");
