@@ -178,10 +178,12 @@ impl<B: PermuteBackend> Work<B> {
         self.bytes[op as usize]
     }
 
-    /// The length of the copy that moves the same bytes: half of them are read, half are written. Rounded up to 512,
-    /// because a GPU copies a length that its vectors do not divide at two thirds of the speed.
+    /// The length of the copy that moves the same bytes: half of them are read, half are written. A permute's copy is
+    /// that of its rows: the index arrays are a thousandth of them, and make a length that a GPU's driver copies at two
+    /// thirds of the speed.
     pub fn copy_len(&self, op: Op) -> usize {
-        self.bytes(op).div_ceil(2).next_multiple_of(512)
+        let op = if op == Op::Permute { Op::Gather } else { op };
+        self.bytes(op).div_ceil(2)
     }
 
     /// Enqueues an operation.

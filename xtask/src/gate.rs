@@ -154,8 +154,10 @@ impl Tally {
             if !lines.is_empty() {
                 println!("{title}");
             }
-            for line in lines {
-                println!("  {line}");
+            let mut times: BTreeMap<&String, usize> = BTreeMap::new();
+            lines.iter().for_each(|line| *times.entry(line).or_default() += 1);
+            for (line, n) in times {
+                println!("  {line}{}", if n > 1 { format!(" ({n} tests)") } else { String::new() });
             }
         }
         let sum = |i: usize| self.counts.values().map(|c| c[i]).sum::<usize>();
