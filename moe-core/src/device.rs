@@ -1,8 +1,9 @@
 //! An opened device, as a user holds it.
 
+use crate::check::Check;
 use crate::identity::{DeviceId, DeviceSpec};
 use crate::tag::{Brand, StaticTag, Tag, Untagged};
-use crate::{Backend, Buf, Device, DeviceInfo, Element, Error, Queue, Result, RoutePlan, View, ViewMut, Workspace};
+use crate::{Backend, Buf, Device, DeviceInfo, Element, Queue, Result, RoutePlan, View, ViewMut, Workspace};
 use std::marker::PhantomData;
 
 /// An opened device of backend `B`. Cheap to clone; a clone is the same device.
@@ -42,7 +43,8 @@ impl<B: Backend> Dev<B> {
     /// one shared device with equal ids.
     ///
     /// # Errors
-    /// [`Error::WrongBackend`], [`Error::BackendUnavailable`] with the reason, or [`Error::NoSuchDevice`].
+    /// [`WrongBackend`](crate::Error::WrongBackend), [`BackendUnavailable`](crate::Error::BackendUnavailable) with the
+    /// reason, or [`NoSuchDevice`](crate::Error::NoSuchDevice).
     pub fn open(spec: &DeviceSpec) -> Result<Self> {
         B::Device::open(spec).map(Self::new)
     }
@@ -75,7 +77,7 @@ impl<B: Backend> Dev<B> {
     /// This device under a static tag, see [`device_tag!`](crate::device_tag).
     ///
     /// # Errors
-    /// [`Error::TagClaimed`] if another device has the tag.
+    /// [`Error::TagClaimed`](crate::Error::TagClaimed) if another device has the tag.
     pub fn claim<S: StaticTag>(&self) -> Result<Dev<B, S>> {
         S::claim().make(std::any::type_name::<S>(), self.id())?;
         Ok(Dev::new(self.raw.clone()))
@@ -113,62 +115,59 @@ impl<B: Backend, G: Tag> Dev<B, G> {
     /// A caller's queue under this device's tag.
     ///
     /// # Errors
-    /// [`Error::DeviceMismatch`] if it feeds another device.
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if it feeds another device.
     pub fn adopt_queue<'q>(&self, queue: B::Queue<'q>) -> Result<Queue<'q, B, G>> {
         use crate::CommandQueue;
-        self.expect("adopt_queue", "queue", queue.device_id())?;
+        self.check("adopt_queue").device("queue", queue.device_id())?;
         Ok(Queue::new(queue))
     }
 
     /// Takes an untagged buffer into this device's tag.
     ///
     /// # Errors
-    /// [`Error::DeviceMismatch`] if it lives elsewhere.
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if it lives elsewhere.
     pub fn adopt<T: Element>(&self, buf: Buf<B, T>) -> Result<Buf<B, T, G>> {
-        self.expect("adopt", "buffer", buf.device_id())?;
+        self.check("adopt").device("buffer", buf.device_id())?;
         Ok(buf.retag())
     }
 
     /// Takes an untagged view into this device's tag.
     ///
     /// # Errors
-    /// [`Error::DeviceMismatch`] if its memory is elsewhere.
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if its memory is elsewhere.
     pub fn adopt_view<'a, T: Element>(&self, view: View<'a, B, T>) -> Result<View<'a, B, T, G>> {
-        self.expect("adopt_view", "view", view.device_id())?;
+        self.check("adopt_view").device("view", view.device_id())?;
         Ok(view.retag())
     }
 
     /// Takes an untagged view to write into this device's tag.
     ///
     /// # Errors
-    /// [`Error::DeviceMismatch`] if its memory is elsewhere.
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if its memory is elsewhere.
     pub fn adopt_view_mut<'a, T: Element>(&self, view: ViewMut<'a, B, T>) -> Result<ViewMut<'a, B, T, G>> {
-        self.expect("adopt_view_mut", "view", view.device_id())?;
+        self.check("adopt_view_mut").device("view", view.device_id())?;
         Ok(view.retag())
     }
 
     /// Takes an untagged plan into this device's tag.
     ///
     /// # Errors
-    /// [`Error::DeviceMismatch`] if it lives elsewhere.
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if it lives elsewhere.
     pub fn adopt_plan(&self, plan: RoutePlan<B>) -> Result<RoutePlan<B, G>> {
-        self.expect("adopt_plan", "plan", plan.device_id())?;
+        self.check("adopt_plan").device("plan", plan.device_id())?;
         Ok(plan.retag())
     }
 
     /// Takes an untagged workspace into this device's tag.
     ///
     /// # Errors
-    /// [`Error::DeviceMismatch`] if it lives elsewhere.
+    /// [`Error::DeviceMismatch`](crate::Error::DeviceMismatch) if it lives elsewhere.
     pub fn adopt_workspace(&self, workspace: Workspace<B>) -> Result<Workspace<B, G>> {
-        self.expect("adopt_workspace", "workspace", workspace.device_id())?;
+        self.check("adopt_workspace").device("workspace", workspace.device_id())?;
         Ok(workspace.retag())
     }
 
-    fn expect(&self, op: &'static str, arg: &'static str, got: DeviceId<B>) -> Result<()> {
-        if got == self.id() {
-            return Ok(());
-        }
-        Err(Error::DeviceMismatch { op, arg, expected: self.id().erase(), got: got.erase() })
+    fn check(&self, op: &'static str) -> Check<B> {
+        Check { op, device: self.id() }
     }
 }

@@ -1,6 +1,7 @@
 //! What operations are enqueued on, as a user holds it.
 #![allow(unsafe_code)] // calls the backends' checked copies
 
+use crate::check::Check;
 use crate::dtype::{as_bytes, as_bytes_mut};
 use crate::tag::{Tag, Untagged};
 use crate::{Backend, Buf, Buffer, CommandQueue, DeviceId, Element, Error, Result, View, ViewMut};
@@ -73,8 +74,8 @@ impl<'q, B: Backend, G: Tag> Queue<'q, B, G> {
     /// # Errors
     /// [`Error::Shape`], [`Error::DeviceMismatch`], or what the driver says.
     pub fn write<T: Element>(&mut self, data: &[T], dst: ViewMut<'_, B, T, G>) -> Result<()> {
-        self.expect("write", "dst", dst.device_id())?;
-        same_len("write", "dst", data.len(), dst.len())?;
+        self.check_for("write").device("dst", dst.device_id())?;
+        self.check_for("write").len("dst", data.len(), dst.len())?;
         if data.is_empty() {
             return Ok(());
         }
@@ -97,8 +98,8 @@ impl<'q, B: Backend, G: Tag> Queue<'q, B, G> {
     /// # Errors
     /// As [`download`](Self::download), and [`Error::Shape`].
     pub fn read<T: Element>(&mut self, src: View<'_, B, T, G>, data: &mut [T]) -> Result<()> {
-        self.expect("read", "src", src.device_id())?;
-        same_len("read", "src", data.len(), src.len())?;
+        self.check_for("read").device("src", src.device_id())?;
+        self.check_for("read").len("src", data.len(), src.len())?;
         if data.is_empty() {
             return self.raw.synchronize();
         }
@@ -111,7 +112,7 @@ impl<'q, B: Backend, G: Tag> Queue<'q, B, G> {
     /// # Errors
     /// [`Error::DeviceMismatch`], or what the driver says.
     pub fn fill<T: Element>(&mut self, dst: ViewMut<'_, B, T, G>, byte: u8) -> Result<()> {
-        self.expect("fill", "dst", dst.device_id())?;
+        self.check_for("fill").device("dst", dst.device_id())?;
         if dst.is_empty() {
             return Ok(());
         }
@@ -141,18 +142,7 @@ impl<'q, B: Backend, G: Tag> Queue<'q, B, G> {
         Ok(buffer)
     }
 
-    fn expect(&self, op: &'static str, arg: &'static str, got: DeviceId<B>) -> Result<()> {
-        if got == self.device_id() {
-            return Ok(());
-        }
-        Err(Error::DeviceMismatch { op, arg, expected: self.device_id().erase(), got: got.erase() })
+    fn check_for(&self, op: &'static str) -> Check<B> {
+        Check { op, device: self.device_id() }
     }
-}
-
-fn same_len(op: &'static str, arg: &'static str, expected: usize, got: usize) -> Result<()> {
-    if expected == got {
-        return Ok(());
-    }
-    let elements = |n| format!("{n} elements");
-    Err(Error::Shape { op, arg, expected: elements(expected), got: elements(got) })
 }

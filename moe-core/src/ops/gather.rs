@@ -2,7 +2,7 @@
 
 use super::Weights;
 use crate::check::{Check, span, spans};
-use crate::raw::{GatherArgs, RawView};
+use crate::raw::GatherArgs;
 use crate::tag::{Tag, Untagged};
 use crate::{Backend, Buf, Element, Float, PermuteBackend, Queue, Region, Result, RoutePlan, Rows, RowsMut, View};
 
@@ -62,16 +62,5 @@ impl<'a, B: PermuteBackend, T: Element, G: Tag> Gather<'a, B, T, G> {
         // SAFETY: checked above: devices, shapes and lengths; the dtypes follow from the types; `out` overlaps no
         // input, and not the plan, which owns its memory and lends it to nobody mutably.
         unsafe { B::gather(queue.raw_mut(), GatherArgs { plan, rows, weights, out }) }
-    }
-}
-
-impl<'a, B: Backend> Weights<'a, B> {
-    pub(super) fn check<'s>(self, check: &Check<B>, routes: usize) -> Result<RawView<'s, B>>
-    where
-        'a: 's,
-    {
-        check.device("weights", self.device)?;
-        check.len("weights", routes, self.view.len)?;
-        Ok(self.view.shorten())
     }
 }

@@ -12,9 +12,10 @@ pub use combine::Combine;
 pub use combine_grad::CombineGrad;
 pub use gather::Gather;
 
+use crate::check::Check;
 use crate::raw::RawView;
 use crate::tag::Tag;
-use crate::{Backend, DeviceId, Float, View};
+use crate::{Backend, DeviceId, Float, Result, View};
 
 /// Weights whose dtype is known at run time only.
 #[derive(Debug)]
@@ -26,5 +27,14 @@ struct Weights<'a, B: Backend> {
 impl<'a, B: Backend> Weights<'a, B> {
     fn new<'w: 'a, W: Float, G: Tag>(weights: View<'w, B, W, G>) -> Self {
         Self { device: weights.device_id(), view: weights.shorten().into_raw() }
+    }
+
+    fn check<'s>(self, check: &Check<B>, routes: usize) -> Result<RawView<'s, B>>
+    where
+        'a: 's,
+    {
+        check.device("weights", self.device)?;
+        check.len("weights", routes, self.view.len)?;
+        Ok(self.view.shorten())
     }
 }
