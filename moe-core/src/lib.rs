@@ -34,6 +34,7 @@ pub mod conformance;
 pub mod dtype;
 pub mod eplb;
 pub mod identity;
+pub mod math;
 pub mod oracle;
 pub mod raw;
 pub mod tag;
