@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs the packed programs on a machine with a GPU: run.sh OUT [STEP…], steps: conformance wgpu run bench peers
-# sanitize.
-# Each step leaves OUT/STEP.txt: facts as "name: value" lines, then the raw log. A failing step fails the script, after
-# the others have run.
+# Runs the packed programs on a machine with a GPU: run.sh OUT [STEP…], steps: conformance two-gpus wgpu run bench
+# peers sanitize.
+# Each step leaves OUT/STEP.txt: facts as "name: value" lines, then the raw log. A line "fact: name: value" of the log
+# is such a fact too. A failing step fails the script, after the others have run.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=$1
@@ -29,7 +29,7 @@ counts() {
 }
 
 finish() { # STEP LOG STATUS
-    { facts "$1"; counts "$2"; echo "status: $3"; echo "--- log"; cat "$2"; } >"$out/$1.txt"
+    { facts "$1"; counts "$2"; sed -n 's/^ *fact: //p' "$2"; echo "status: $3"; echo "--- log"; cat "$2"; } >"$out/$1.txt"
     [ "$3" = 0 ] || failed=1
     echo "== $1: status $3"
     tail -n "${TAIL:-6}" "$2"
@@ -43,6 +43,15 @@ for step in $steps; do
         for test in tests/cuda/*; do
             echo "## $(basename "$test")" >>"$log"
             "$test" --show-output --test-threads=1 >>"$log" 2>&1 || status=$?
+        done
+        ;;
+    two-gpus) # on a machine with two
+        status=0
+        echo "## two_gpus" >>"$log"
+        MOE_REQUIRE_TWO_GPUS=1 tests/cuda/two_gpus --show-output --test-threads=1 >>"$log" 2>&1 || status=$?
+        for test in equality conformance; do
+            echo "## $test on cuda:1" >>"$log"
+            MOE_CUDA_DEVICE=cuda:1 tests/cuda/$test --show-output --test-threads=1 >>"$log" 2>&1 || status=$?
         done
         ;;
     wgpu) # MOE_REQUIRE_WGPU: a part of the adapter's name

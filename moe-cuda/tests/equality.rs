@@ -2,12 +2,12 @@
 
 mod common;
 
-use common::{Batch, Rng, cpu, device, layer, sanitized};
+use common::{Batch, Rng, cpu, device, layer, sanitized, wanted};
 use half::{bf16, f16};
 use moe_core::{Float, Layout, Limits, PlanSpec, RoutePlan, Routing, Workspace};
 
 fn same<T: Float>(batch: Batch, layout: Layout) {
-    let Some(device) = device("cuda") else { return };
+    let Some(device) = device(&wanted()) else { return };
     let mut rng = Rng(batch.tokens as u64 + 31 * batch.hidden as u64);
     let n = batch.tokens * batch.top_k;
     let (ids, x) = (rng.ids(n, batch.experts), rng.floats::<T>(batch.tokens * batch.hidden));
@@ -61,7 +61,7 @@ fn one_workspace_serves_calls_of_all_sizes_in_turn() {
     if sanitized() {
         return; // no kernel that others do not launch
     }
-    let Some(device) = device("cuda") else { return };
+    let Some(device) = device(&wanted()) else { return };
     let mut queue = device.queue().unwrap();
     let mut workspace = Workspace::new(&mut queue, Limits { max_routes: 65_536, max_experts: 4_096 }).unwrap();
     let mut rng = Rng(41);
@@ -99,7 +99,7 @@ fn one_workspace_serves_calls_of_all_sizes_in_turn() {
 /// Atomic orders that vary from run to run.
 #[test]
 fn a_hundred_repeats_are_bitwise_equal() {
-    let Some(device) = device("cuda") else { return };
+    let Some(device) = device(&wanted()) else { return };
     let (batch, repeats) = if sanitized() {
         (Batch { tokens: 33, top_k: 16, experts: 128, hidden: 128 }, 3)
     } else {
@@ -120,7 +120,7 @@ fn a_hundred_repeats_are_bitwise_equal() {
 /// Bug 23: shared memory that is assumed to be zero. A plan with other counts leaves its own there.
 #[test]
 fn bug_23_dirty_shared_memory_changes_nothing() {
-    let Some(device) = device("cuda") else { return };
+    let Some(device) = device(&wanted()) else { return };
     let mut queue = device.queue().unwrap();
     let (tokens, top_k, experts) = (64, 8, 256);
     let mut workspace = Workspace::new(&mut queue, Limits::new(4_096, top_k, 4_096)).unwrap();

@@ -21,6 +21,11 @@ pub(crate) fn device(spec: &str) -> Option<Dev<Cuda>> {
     }
 }
 
+/// The device that the suites run on: "cuda", or what `MOE_CUDA_DEVICE` says.
+pub(crate) fn wanted() -> String {
+    std::env::var("MOE_CUDA_DEVICE").unwrap_or_else(|_| "cuda".into())
+}
+
 pub(crate) fn required() -> bool {
     std::env::var_os("MOE_REQUIRE_CUDA").is_some_and(|value| value != "0")
 }
