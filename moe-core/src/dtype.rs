@@ -80,6 +80,9 @@ pub unsafe trait Element: Copy + Default + PartialEq + fmt::Debug + Send + Sync 
 /// The types of expert ids: `i32`, `u32` and `i64`.
 pub trait RouteId: Element {}
 
+/// The elements of a mask map: `u8`, also for bool, and `i32`. Not 0 is set.
+pub trait MaskElement: Element {}
+
 /// The floats that weights and results come in: `f32`, `f16` and `bf16`.
 pub trait Float: CombineInput {
     /// Widens to f32, exactly.
@@ -106,6 +109,8 @@ elements!(f32 => F32, f16 => F16, bf16 => BF16, F8E4M3 => F8E4M3, F8E5M2 => F8E5
 impl RouteId for i32 {}
 impl RouteId for u32 {}
 impl RouteId for i64 {}
+impl MaskElement for u8 {}
+impl MaskElement for i32 {}
 impl CombineInput for f32 {}
 impl CombineInput for f16 {}
 impl CombineInput for bf16 {}

@@ -18,6 +18,9 @@ pub(crate) fn combine(queue: &mut WgpuQueue<'_>, args: CombineArgs<'_, Wgpu>) ->
     let op = "combine";
     let device = queue.device().clone();
     let shape = &args.plan.arrays.shape;
+    if args.residual_scale != 1.0 {
+        return Err(unsupported(op, "there is no kernel for a residual scale other than 1".into()));
+    }
     let (rows, out) = (Matrix::new(&args.rows), Matrix::new_mut(&args.out));
     let residual = args.residual.as_ref().map(Matrix::new);
     if out.rows == 0 {

@@ -2,9 +2,10 @@
 
 use super::{Backend, Buffer, CommandQueue, Region};
 use crate::raw::{
-    BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, PlanRef, RawRows, RawRowsMut, Section, ZeroTailArgs,
+    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, MaskArgs, PlanMut, PlanRef,
+    RawRows, RawRowsMut, ScatterMaskArgs, Section, SplitSizesArgs, ZeroTailArgs,
 };
-use crate::{Capacity, Limits, Result};
+use crate::{Capacity, Error, Limits, Result};
 
 /// The operations of a backend.
 ///
@@ -77,6 +78,66 @@ pub unsafe trait PermuteBackend: Backend {
     /// What the driver says.
     unsafe fn zero_tail(queue: &mut Self::Queue<'_>, args: ZeroTailArgs<'_, Self>) -> Result<()>;
 
+    /// Turns a mask map into the expert ids that [`build`](Self::build) takes.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// What the driver says, or [`Error::Unsupported`] before anything is enqueued, as the default does.
+    unsafe fn expand_mask(queue: &mut Self::Queue<'_>, args: MaskArgs<'_, Self>) -> Result<()> {
+        let _ = (queue, args);
+        Err(missing::<Self>("expand_mask", "mask maps"))
+    }
+
+    /// Brings a value for each route of a mask back to `[T, E]`.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// What the driver says, or [`Error::Unsupported`] before anything is enqueued, as the default does.
+    unsafe fn scatter_mask(queue: &mut Self::Queue<'_>, args: ScatterMaskArgs<'_, Self>) -> Result<()> {
+        let _ = (queue, args);
+        Err(missing::<Self>("scatter_mask", "mask maps"))
+    }
+
+    /// Turns chunk sizes into the ids that [`build`](Self::build) takes.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// What the driver says, or [`Error::Unsupported`] before anything is enqueued, as the default does.
+    unsafe fn expand_chunks(queue: &mut Self::Queue<'_>, args: ChunkArgs<'_, Self>) -> Result<()> {
+        let _ = (queue, args);
+        Err(missing::<Self>("expand_chunks", "chunk sorts"))
+    }
+
+    /// Lists the placed routes of a plan in blocks of one expert each.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// What the driver says, or [`Error::Unsupported`] before anything is enqueued, as the default does.
+    unsafe fn block_table(queue: &mut Self::Queue<'_>, args: BlockTableArgs<'_, Self>) -> Result<()> {
+        let _ = (queue, args);
+        Err(missing::<Self>("block_table", "block tables"))
+    }
+
+    /// Counts the rows of a plan for each rank.
+    ///
+    /// # Safety
+    /// See the trait.
+    ///
+    /// # Errors
+    /// What the driver says, or [`Error::Unsupported`] before anything is enqueued, as the default does.
+    unsafe fn split_sizes(queue: &mut Self::Queue<'_>, args: SplitSizesArgs<'_, Self>) -> Result<()> {
+        let _ = (queue, args);
+        Err(missing::<Self>("split_sizes", "split sizes"))
+    }
+
     /// Adds a plan's `logical_load` (i32 `[E]`) to u32 sums: `sums[at]`, of which each stays below 2³².
     /// The default adds on the host and waits for the device; a backend with streams overrides it, so that nothing
     /// waits and a graph can capture it.
@@ -131,4 +192,9 @@ pub unsafe trait PermuteBackend: Backend {
             )
         }
     }
+}
+
+/// A backend without an operation.
+fn missing<B: Backend>(op: &'static str, what: &str) -> Error {
+    Error::Unsupported { op, backend: B::NAME, reason: format!("it has no kernel for {what} yet") }
 }

@@ -1,6 +1,6 @@
 //! `X = Pᵀ diag(w) Y (+ X0)`.
 
-use super::Weights;
+use super::{Placed, Weights};
 use crate::check::{Check, span, spans};
 use crate::raw::{CombineArgs, RawRows, RawScales};
 use crate::tag::{Tag, Untagged};
@@ -13,16 +13,25 @@ use crate::{
 #[must_use = "a combine does nothing until it is run"]
 #[derive(Debug)]
 pub struct Combine<'a, B: Backend, T: CombineInput, G: Tag = Untagged> {
-    plan: &'a RoutePlan<B, G>,
+    plan: Placed<'a, B, G>,
     rows: Rows<'a, B, T, G>,
     weights: Option<Weights<'a, B>>,
     scales: Option<(Rows<'a, B, f32, G>, usize)>,
     residual: Option<(DeviceId<B>, RawRows<'a, B>)>,
+    residual_scale: Option<f32>,
 }
 
 impl<'a, B: PermuteBackend, T: CombineInput, G: Tag> Combine<'a, B, T, G> {
     pub(crate) fn new(plan: &'a RoutePlan<B, G>, rows: Rows<'a, B, T, G>) -> Self {
-        Self { plan, rows, weights: None, scales: None, residual: None }
+        Self::placed(Placed::by_token(plan), rows)
+    }
+
+    pub(crate) fn by_route(plan: &'a RoutePlan<B, G>, rows: Rows<'a, B, T, G>) -> Self {
+        Self::placed(Placed::by_route(plan), rows)
+    }
+
+    fn placed(plan: Placed<'a, B, G>, rows: Rows<'a, B, T, G>) -> Self {
+        Self { plan, rows, weights: None, scales: None, residual: None, residual_scale: None }
     }
 
     /// Weighs each row by its route's weight, `[T, K]`. Without it every weight is 1.
@@ -41,6 +50,11 @@ impl<'a, B: PermuteBackend, T: CombineInput, G: Tag> Combine<'a, B, T, G> {
         Self { residual: Some((residual.device_id(), residual.shorten().into_raw())), ..self }
     }
 
+    /// Multiplies the residual: the sum starts at `scale * residual`, rounded to f32. Only with a residual.
+    pub fn residual_scale(self, scale: f32) -> Self {
+        Self { residual_scale: Some(scale), ..self }
+    }
+
     /// Combines into new memory `[T, H]` of type `O`: that of the rows, or f32; for 8-bit float rows any float.
     ///
     /// # Errors
@@ -56,11 +70,12 @@ impl<'a, B: PermuteBackend, T: CombineInput, G: Tag> Combine<'a, B, T, G> {
     ///
     /// # Errors
     /// [`PlanNotBuilt`](Error::PlanNotBuilt), [`Shape`](Error::Shape), [`DeviceMismatch`](Error::DeviceMismatch),
-    /// [`UnsupportedDType`](Error::UnsupportedDType), [`Overlap`](Error::Overlap), or what the driver says.
+    /// [`UnsupportedDType`](Error::UnsupportedDType), [`Overlap`](Error::Overlap),
+    /// [`InvalidArgument`](Error::InvalidArgument) for a scale without a residual, or what the driver says.
     pub fn run_into<O: Float>(self, queue: &mut Queue<'_, B, G>, out: RowsMut<'_, B, O, G>) -> Result<()> {
         let op = "combine";
         let check = Check { op, device: queue.device_id() };
-        let Self { plan, rows, weights, scales, residual } = self;
+        let Self { plan, rows, weights, scales, residual, residual_scale } = self;
         check.device("plan", plan.device_id())?;
         check.device("rows", rows.device_id())?;
         check.device("out", out.device_id())?;
@@ -97,6 +112,11 @@ impl<'a, B: PermuteBackend, T: CombineInput, G: Tag> Combine<'a, B, T, G> {
                 Some(rows.shorten())
             }
         };
+        if let (Some(scale), None) = (residual_scale, &residual) {
+            let expected = "not given without a residual".into();
+            return Err(Error::InvalidArgument { op, arg: "residual_scale", expected, got: scale.to_string() });
+        }
+        let residual_scale = residual_scale.unwrap_or(1.0);
         let plan = plan.built(op)?;
         let (rows, out) = (rows.into_raw().shorten(), out.into_raw().shorten());
         let inputs = [
@@ -110,6 +130,8 @@ impl<'a, B: PermuteBackend, T: CombineInput, G: Tag> Combine<'a, B, T, G> {
         }
         // SAFETY: checked above: devices, shapes, lengths and dtypes; `out` overlaps no input, and not the plan, which
         // owns its memory and lends it to nobody mutably.
-        unsafe { B::combine(queue.raw_mut(), CombineArgs { plan, rows, weights, scales, residual, out }) }
+        unsafe {
+            B::combine(queue.raw_mut(), CombineArgs { plan, rows, weights, scales, residual, residual_scale, out })
+        }
     }
 }

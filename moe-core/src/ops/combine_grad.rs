@@ -16,11 +16,22 @@ pub struct CombineGrad<'a, B: Backend, T: Float, G: Tag = Untagged> {
     grad_out: Rows<'a, B, T, G>,
     weights: Option<Weights<'a, B>>,
     rows: Option<Rows<'a, B, T, G>>,
+    /// What errors call the operation, `grad_out` and `rows`.
+    names: (&'static str, [&'static str; 2]),
 }
 
 impl<'a, B: PermuteBackend, T: Float, G: Tag> CombineGrad<'a, B, T, G> {
     pub(crate) fn new(plan: &'a RoutePlan<B, G>, grad_out: Rows<'a, B, T, G>) -> Self {
-        Self { plan, grad_out, weights: None, rows: None }
+        Self { plan, grad_out, weights: None, rows: None, names: ("combine_grad", ["grad_out", "rows"]) }
+    }
+
+    /// The same work under other names.
+    pub(super) fn named(self, op: &'static str, args: [&'static str; 2]) -> Self {
+        Self { names: (op, args), ..self }
+    }
+
+    pub(super) fn num_routes(&self) -> usize {
+        self.plan.shape().num_routes()
     }
 
     /// The weights that the combine had, `[T, K]`. Without it every weight was 1.
@@ -70,17 +81,16 @@ impl<'a, B: PermuteBackend, T: Float, G: Tag> CombineGrad<'a, B, T, G> {
         grad_rows: Option<RowsMut<'_, B, T, G>>,
         grad_weights: Option<ViewMut<'_, B, W, G>>,
     ) -> Result<()> {
-        let op = "combine_grad";
+        let Self { plan, grad_out, weights, rows, names: (op, [grad_name, rows_name]) } = self;
         let check = Check { op, device: queue.device_id() };
-        let Self { plan, grad_out, weights, rows } = self;
         check.device("plan", plan.device_id())?;
-        check.device("grad_out", grad_out.device_id())?;
+        check.device(grad_name, grad_out.device_id())?;
         let (shape, cols) = (plan.shape(), grad_out.cols());
-        check.shape("grad_out", [shape.num_tokens, cols], [grad_out.num_rows(), cols])?;
+        check.shape(grad_name, [shape.num_tokens, cols], [grad_out.num_rows(), cols])?;
         let weights = weights.map(|w| w.check(&check, shape.num_routes())).transpose()?;
         if let Some(rows) = &rows {
-            check.device("rows", rows.device_id())?;
-            check.shape("rows", [shape.rows, cols], [rows.num_rows(), rows.cols()])?;
+            check.device(rows_name, rows.device_id())?;
+            check.shape(rows_name, [shape.rows, cols], [rows.num_rows(), rows.cols()])?;
         }
         if let Some(out) = &grad_rows {
             check.device("grad_rows", out.device_id())?;
@@ -102,9 +112,9 @@ impl<'a, B: PermuteBackend, T: Float, G: Tag> CombineGrad<'a, B, T, G> {
         let (grad_out, grad_rows) = (grad_out.into_raw().shorten(), grad_rows.map(|rows| rows.into_raw().shorten()));
         let inputs = || {
             spans([
-                ("grad_out", span(&grad_out.region)),
+                (grad_name, span(&grad_out.region)),
                 ("weights", weights.as_ref().and_then(|v| span(&v.region))),
-                ("rows", grad_weights.as_ref().and_then(|g| span(&g.rows.region))),
+                (rows_name, grad_weights.as_ref().and_then(|g| span(&g.rows.region))),
             ])
         };
         if let Some(out) = &grad_rows {

@@ -1,6 +1,6 @@
 //! `Y = P X`, or `diag(w) P X`.
 
-use super::Weights;
+use super::{Placed, Weights};
 use crate::check::{Check, span, spans};
 use crate::raw::GatherArgs;
 use crate::tag::{Tag, Untagged};
@@ -10,7 +10,7 @@ use crate::{Backend, Buf, Element, Float, PermuteBackend, Queue, Region, Result,
 #[must_use = "a gather does nothing until it is run"]
 #[derive(Debug)]
 pub struct Gather<'a, B: Backend, T: Element, G: Tag = Untagged> {
-    plan: &'a RoutePlan<B, G>,
+    plan: Placed<'a, B, G>,
     rows: Rows<'a, B, T, G>,
     weights: Option<Weights<'a, B>>,
 }
@@ -24,7 +24,11 @@ impl<'a, B: PermuteBackend, T: Float, G: Tag> Gather<'a, B, T, G> {
 
 impl<'a, B: PermuteBackend, T: Element, G: Tag> Gather<'a, B, T, G> {
     pub(crate) fn new(plan: &'a RoutePlan<B, G>, rows: Rows<'a, B, T, G>) -> Self {
-        Self { plan, rows, weights: None }
+        Self { plan: Placed::by_token(plan), rows, weights: None }
+    }
+
+    pub(crate) fn by_route(plan: &'a RoutePlan<B, G>, rows: Rows<'a, B, T, G>) -> Self {
+        Self { plan: Placed::by_route(plan), rows, weights: None }
     }
 
     /// Gathers into new memory `[R, H]`, which starts from zeros.
@@ -33,7 +37,7 @@ impl<'a, B: PermuteBackend, T: Element, G: Tag> Gather<'a, B, T, G> {
     /// As [`run_into`](Self::run_into), and those of allocation.
     pub fn run(self, queue: &mut Queue<'_, B, G>) -> Result<Buf<B, T, G>> {
         let cols = self.rows.cols();
-        let mut out = queue.zeros(self.plan.num_rows() * cols)?;
+        let mut out = queue.zeros(self.plan.shape().rows * cols)?;
         self.run_into(queue, out.rows_mut(cols)?)?;
         Ok(out)
     }

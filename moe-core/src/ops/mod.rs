@@ -1,21 +1,31 @@
-//! The three primitives, as builders: name the optional arguments, then `run` (allocates the result) or `run_into`
+//! The three primitives, and what is derived from a plan beside them, as builders: name the optional arguments, then `run` (allocates the result) or `run_into`
 //! (writes into the caller's memory and allocates nothing). Everything the host can see is checked before anything is
 //! enqueued, so that an error leaves every buffer as it was.
 #![allow(unsafe_code)] // calls the backends' checked operations
 
+mod block_table;
 mod combine;
 mod combine_grad;
 mod gather;
+mod gather_grad;
+mod mask_grad;
+mod placed;
+mod split_sizes;
 mod zero_tail;
 
+pub use block_table::{BlockTable, Blocks};
 pub use combine::Combine;
 pub use combine_grad::CombineGrad;
 pub use gather::Gather;
+pub use gather_grad::GatherGradWeights;
+pub use mask_grad::MaskGrad;
+pub use split_sizes::SplitSizes;
 
 use crate::check::Check;
 use crate::raw::RawView;
 use crate::tag::Tag;
 use crate::{Backend, DeviceId, Float, Result, View};
+use placed::Placed;
 
 /// Weights whose dtype is known at run time only.
 #[derive(Debug)]

@@ -1,20 +1,25 @@
 //! The route plan.
 
+mod build;
+mod memory;
 mod routing;
+mod source;
 mod spec;
+mod status;
 mod validate;
 
-pub use routing::{Routing, Status};
+pub use routing::Routing;
 pub(crate) use spec::MAX_INDEX;
 pub use spec::{Capacity, Layout, PlanSpec};
+pub use status::Status;
 
-use crate::check::{Check, span, spans};
-use crate::raw::{BuildArgs, PlanArrays, PlanMut, PlanRef, PlanShape, Section};
+use crate::raw::{PlanArrays, PlanRef, PlanShape, RawView, Section};
 use crate::tag::{Tag, Untagged};
 use crate::{
-    Backend, Buf, Buffer, Combine, CombineGrad, CombineInput, DeviceId, Element, Error, Float, Gather, Limits,
-    PermuteBackend, Queue, Region, Result, Rows, RowsMut, View, Workspace,
+    Backend, BlockTable, Buffer, Combine, CombineGrad, CombineInput, DeviceId, Element, Error, Float, Gather,
+    GatherGradWeights, MaskGrad, PermuteBackend, Queue, Region, Result, Rows, SplitSizes, View,
 };
+use memory::{Origin, Part, Parts, RouteArrays};
 use std::marker::PhantomData;
 
 /// Says at which row each route of a batch lands. Lives on a device and owns its index arrays.
@@ -47,6 +52,9 @@ use std::marker::PhantomData;
 pub struct RoutePlan<B: Backend, G: Tag = Untagged> {
     buffer: B::Buffer,
     arrays: PlanArrays,
+    /// The routes that the builder makes itself; a plan of expert ids has none.
+    routes: Parts<B::Buffer>,
+    route_arrays: RouteArrays,
     built: bool,
     tag: PhantomData<G>,
 }
@@ -59,8 +67,10 @@ impl<B: Backend, G: Tag> RoutePlan<B, G> {
     /// [`Error::InvalidArgument`] for a shape out of range, [`Error::OutOfMemory`], or what the driver says.
     pub fn alloc(queue: &mut Queue<'_, B, G>, spec: PlanSpec) -> Result<Self> {
         let arrays = spec.check("RoutePlan::alloc")?;
+        let route_arrays = spec.route_arrays(&arrays.shape);
         let buffer = queue.alloc_bytes(arrays.byte_len)?;
-        Ok(Self { buffer, arrays, built: false, tag: PhantomData })
+        let routes = route_arrays.parts.alloc(queue)?;
+        Ok(Self { buffer, arrays, routes, route_arrays, built: false, tag: PhantomData })
     }
 
     /// Leaves the tag behind, so that the plan can leave a branded scope.
@@ -69,8 +79,8 @@ impl<B: Backend, G: Tag> RoutePlan<B, G> {
     }
 
     pub(crate) fn retag<H: Tag>(self) -> RoutePlan<B, H> {
-        let Self { buffer, arrays, built, .. } = self;
-        RoutePlan { buffer, arrays, built, tag: PhantomData }
+        let Self { buffer, arrays, routes, route_arrays, built, .. } = self;
+        RoutePlan { buffer, arrays, routes, route_arrays, built, tag: PhantomData }
     }
 
     /// Where it lives.
@@ -138,8 +148,50 @@ impl<B: Backend, G: Tag> RoutePlan<B, G> {
         Ok(Status::from_counters(counters))
     }
 
+    /// `[T, K]`: the expert ids that the builder made from a mask map or from chunks, -1 where a token has no further
+    /// route. Not there for plans of expert ids, which the caller has.
+    pub fn route_ids(&self) -> Option<View<'_, B, i32, G>> {
+        self.part(self.route_arrays.parts.ids, &self.routes.ids)
+    }
+
+    /// `[T, K]`: the probabilities of the routes of a mask map, 0 where a token has no further route. What
+    /// [`combine`](Self::combine) takes as weights, and what [`gather_routes`](Self::gather_routes) brings into the
+    /// order of the rows.
+    ///
+    /// # Errors
+    /// [`Error::PlanNotBuilt`], [`Error::InvalidArgument`] if the plan has none or they are of another type.
+    pub fn probs<P: Float>(&self) -> Result<View<'_, B, P, G>> {
+        let op = "RoutePlan::probs";
+        self.built(op)?;
+        let probs = self.route_arrays.parts.probs;
+        if let Some(view) = self.part(probs.filter(|part| part.dtype == P::DTYPE), &self.routes.probs) {
+            return Ok(view);
+        }
+        let expected = probs.map_or("a plan with probabilities (PlanSpec::with_probs)".into(), |p| p.dtype.to_string());
+        Err(Error::InvalidArgument { op, arg: "P", expected, got: P::DTYPE.to_string() })
+    }
+
+    fn part<'a, T: Element>(&self, part: Option<Part>, memory: &'a Option<B::Buffer>) -> Option<View<'a, B, T, G>> {
+        let RawView { region, len, .. } = memory::view::<B>(part, memory)?;
+        Some(View::new(self.device_id(), region, len))
+    }
+
     fn array<T: Element>(&self, section: Section) -> View<'_, B, T, G> {
         View::new(self.device_id(), self.buffer.region().slice(section.bytes()), section.len)
+    }
+
+    pub(crate) fn arrays(&self) -> PlanArrays {
+        self.arrays
+    }
+
+    /// The mask map's ids and their shape, for what needs a plan of a mask.
+    pub(crate) fn mask_ids(&self, op: &'static str) -> Result<View<'_, B, i32, G>> {
+        self.built(op)?;
+        let Some(ids) = self.route_ids().filter(|_| self.route_arrays.origin == Origin::Mask) else {
+            let (expected, got) = (Origin::Mask.words(), self.route_arrays.origin.words());
+            return Err(Error::InvalidArgument { op, arg: "plan", expected: expected.into(), got: got.into() });
+        };
+        Ok(ids)
     }
 
     pub(crate) fn built(&self, op: &'static str) -> Result<PlanRef<'_, B>> {
@@ -150,143 +202,7 @@ impl<B: Backend, G: Tag> RoutePlan<B, G> {
     }
 }
 
-#[allow(unsafe_code)] // calls the backends' checked operations
 impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
-    /// Builds a plan in memory of its own.
-    ///
-    /// # Errors
-    /// As [`alloc`](Self::alloc) and [`build_into`](Self::build_into).
-    pub fn new(
-        queue: &mut Queue<'_, B, G>,
-        workspace: &mut Workspace<B, G>,
-        spec: PlanSpec,
-        routing: Routing<'_, B, G>,
-    ) -> Result<Self> {
-        let mut plan = Self::alloc(queue, spec)?;
-        plan.build_into(queue, workspace, spec, routing)?;
-        Ok(plan)
-    }
-
-    /// Builds a plan of any shape that fits this one's memory, and allocates nothing.
-    ///
-    /// # Errors
-    /// [`Error::InvalidArgument`] or [`Error::Shape`] for numbers and lengths, [`Error::DeviceMismatch`] and
-    /// [`Error::StreamMismatch`] for devices and streams, [`Error::TooSmall`] for this plan's memory or the workspace.
-    /// After an error of these the plan is as it was.
-    pub fn build_into(
-        &mut self,
-        queue: &mut Queue<'_, B, G>,
-        workspace: &mut Workspace<B, G>,
-        spec: PlanSpec,
-        routing: Routing<'_, B, G>,
-    ) -> Result<()> {
-        let (arrays, args) = self.check_build("build_into", queue, workspace, spec, routing)?;
-        let plan = PlanMut { buffer: &mut self.buffer, arrays: &arrays };
-        self.built = false; // until it is enqueued
-        // SAFETY: `check_build` checked the devices, lengths and dtypes of all arguments, and that nothing overlaps
-        // the plan, whose memory holds `arrays`.
-        unsafe { B::build(queue.raw_mut(), plan, args) }?;
-        (self.arrays, self.built) = (arrays, true);
-        Ok(())
-    }
-
-    /// Builds a plan and gathers rows with it, in one launch where the backend has one:
-    /// [`new`](Self::new), then [`gather`](Self::gather).
-    ///
-    /// # Errors
-    /// Those of both.
-    pub fn permute<T: Element>(
-        queue: &mut Queue<'_, B, G>,
-        workspace: &mut Workspace<B, G>,
-        spec: PlanSpec,
-        routing: Routing<'_, B, G>,
-        rows: Rows<'_, B, T, G>,
-    ) -> Result<(Self, Buf<B, T, G>)> {
-        let mut plan = Self::alloc(queue, spec)?;
-        let mut out = queue.zeros(plan.num_rows() * rows.cols())?;
-        let cols = rows.cols();
-        plan.permute_into(queue, workspace, spec, routing, rows, out.rows_mut(cols)?)?;
-        Ok((plan, out))
-    }
-
-    /// Like [`permute`](Self::permute), into this plan's memory and the caller's rows `[R, H]`; allocates nothing. Rows
-    /// past the last expert offset are not touched.
-    ///
-    /// # Errors
-    /// Those of [`build_into`](Self::build_into) and [`Gather::run_into`].
-    pub fn permute_into<T: Element>(
-        &mut self,
-        queue: &mut Queue<'_, B, G>,
-        workspace: &mut Workspace<B, G>,
-        spec: PlanSpec,
-        routing: Routing<'_, B, G>,
-        rows: Rows<'_, B, T, G>,
-        out: RowsMut<'_, B, T, G>,
-    ) -> Result<()> {
-        let op = "permute_into";
-        let (arrays, args) = self.check_build(op, queue, workspace, spec, routing)?;
-        let check = Check { op, device: self.buffer.device_id() };
-        check.device("rows", rows.device_id())?;
-        check.device("out", out.device_id())?;
-        let hidden = rows.cols();
-        check.shape("rows", [arrays.shape.num_tokens, hidden], [rows.num_rows(), hidden])?;
-        check.shape("out", [arrays.shape.rows, hidden], [out.num_rows(), out.cols()])?;
-        let (rows, out) = (rows.into_raw().shorten(), out.into_raw().shorten());
-        let inputs = [
-            ("rows", span(&rows.region)),
-            ("ids", span(&args.ids.region)),
-            ("log2phy", args.replicas.as_ref().and_then(|r| span(&r.log2phy.region))),
-            ("logcnt", args.replicas.as_ref().and_then(|r| span(&r.logcnt.region))),
-            ("expert_map", args.expert_map.as_ref().and_then(|v| span(&v.region))),
-            ("capacity_weights", args.capacity_weights.as_ref().and_then(|v| span(&v.region))),
-            ("valid_tokens", args.valid_tokens.as_ref().and_then(|v| span(&v.region))),
-            ("plan", span(&self.buffer.region())),
-        ];
-        for input in spans(inputs) {
-            check.apart(("out", out.region.span()), input)?;
-        }
-        let plan = PlanMut { buffer: &mut self.buffer, arrays: &arrays };
-        self.built = false; // until it is enqueued
-        // SAFETY: `check_build` checked the builder's part; rows and out are on the device, `[T, H]` and `[R, H]` of
-        // one dtype, and out overlaps nothing.
-        unsafe { B::permute(queue.raw_mut(), plan, args, rows, out) }?;
-        (self.arrays, self.built) = (arrays, true);
-        Ok(())
-    }
-
-    fn check_build<'a, 'r: 'a>(
-        &self,
-        op: &'static str,
-        queue: &Queue<'_, B, G>,
-        workspace: &'a mut Workspace<B, G>,
-        spec: PlanSpec,
-        routing: Routing<'r, B, G>,
-    ) -> Result<(PlanArrays, BuildArgs<'a, B>)> {
-        let arrays = spec.check(op)?;
-        let check = Check { op, device: queue.device_id() };
-        check.device("plan", self.device_id())?;
-        if self.buffer.byte_len() < arrays.byte_len {
-            let (expected, got) = (arrays.byte_len, self.buffer.byte_len());
-            return Err(Error::TooSmall { op, arg: "plan", unit: "bytes", expected, got });
-        }
-        if let Some(capacity) = arrays.shape.capacity.filter(|capacity| !B::supports_capacity(capacity)) {
-            let reason = format!("{capacity:?}; a capacity by route would work");
-            return Err(Error::Unsupported { op, backend: B::NAME, reason });
-        }
-        if routing.has_replicas() && !B::supports_replicas() {
-            let reason = "copies of experts; eplb::map_ids makes physical ids on the host".to_owned();
-            return Err(Error::Unsupported { op, backend: B::NAME, reason });
-        }
-        let routing = routing.check(&check, &arrays.shape)?;
-        let needed = Limits {
-            max_routes: arrays.shape.num_routes(),
-            max_experts: arrays.shape.num_experts.max(arrays.shape.num_physical_experts),
-        };
-        let scratch = workspace.scratch(op, queue, needed)?;
-        let routing::CheckedRouting { ids, replicas, expert_map, capacity_weights, valid_tokens } = routing;
-        Ok((arrays, BuildArgs { ids, replicas, expert_map, capacity_weights, valid_tokens, scratch }))
-    }
-
     /// `out[slot[t, k], :] = rows[t, :]`: rows `[T, H]` of any dtype, by expert. Padding rows become zero.
     pub fn gather<'a, 'r: 'a, T: Element>(&'a self, rows: Rows<'r, B, T, G>) -> Gather<'a, B, T, G> {
         Gather::new(self, rows.shorten())
@@ -300,5 +216,63 @@ impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
     /// The gradients of [`combine`](Self::combine) for its rows and weights, from the gradient `[T, H]` of its output.
     pub fn combine_grad<'a, 'r: 'a, T: Float>(&'a self, grad_out: Rows<'r, B, T, G>) -> CombineGrad<'a, B, T, G> {
         CombineGrad::new(self, grad_out.shorten())
+    }
+
+    /// `out[slot[t, k], :] = values[t * K + k, :]`: a value or a row for each route, `[N, H]`, into the order of the
+    /// rows, `[R, H]`; padding rows become zero. With [`probs`](Self::probs) or weights as `[N, 1]` this gives the
+    /// probability of each row.
+    ///
+    /// ```
+    /// # use moe_core::{Dev, Limits, PlanSpec, RoutePlan, Routing, Workspace};
+    /// # use moe_cpu::Cpu;
+    /// # let mut queue = Dev::<Cpu>::open(&"cpu".parse()?)?.queue()?;
+    /// # let mut workspace = Workspace::new(&mut queue, Limits::new(2, 2, 3))?;
+    /// let ids = queue.upload(&[2, 0, 0, 1])?;
+    /// let weights = queue.upload(&[0.75f32, 0.25, 0.5, 0.125])?;
+    /// let plan = RoutePlan::new(&mut queue, &mut workspace, PlanSpec::new(2, 2, 3), Routing::top_k(ids.view()))?;
+    /// let by_row = plan.gather_routes(weights.rows(1)?).run(&mut queue)?;
+    /// assert_eq!(queue.download(by_row.view())?, [0.25, 0.5, 0.125, 0.75]);
+    /// let by_route = plan.combine_routes(by_row.rows(1)?).run::<f32>(&mut queue)?; // also the gradient
+    /// assert_eq!(queue.download(by_route.view())?, [0.75, 0.25, 0.5, 0.125]);
+    /// # Ok::<(), moe_core::Error>(())
+    /// ```
+    pub fn gather_routes<'a, 'r: 'a, T: Element>(&'a self, values: Rows<'r, B, T, G>) -> Gather<'a, B, T, G> {
+        Gather::by_route(self, values.shorten())
+    }
+
+    /// `out[t * K + k, :] = rows[slot[t, k], :]`, zero where the route is not placed: rows `[R, H]` back to a value or a
+    /// row for each route, `[N, H]`. The way back of [`gather_routes`](Self::gather_routes), and its gradient.
+    pub fn combine_routes<'a, 'r: 'a, T: CombineInput>(&'a self, rows: Rows<'r, B, T, G>) -> Combine<'a, B, T, G> {
+        Combine::by_route(self, rows.shorten())
+    }
+
+    /// The gradient of a weighted [`gather`](Self::gather) for its weights, `[T, K]`, from the rows `[T, H]` that it
+    /// gathered and the gradient `[R, H]` of its output. The gradient for the rows is
+    /// `plan.combine(grad).weights(weights)`.
+    pub fn gather_grad_weights<'a, 'r: 'a, T: Float>(
+        &'a self,
+        rows: Rows<'r, B, T, G>,
+        grad: Rows<'r, B, T, G>,
+    ) -> GatherGradWeights<'a, B, T, G> {
+        GatherGradWeights::new(self, rows.shorten(), grad.shorten())
+    }
+
+    /// A value for each route of a mask map, `[T, K]`, back to `[T, E]`, zero where the mask is not set: the gradient of
+    /// the map's probabilities from that of [`probs`](Self::probs).
+    pub fn mask_grad<'a, 'r: 'a, T: Float>(&'a self, values: View<'r, B, T, G>) -> MaskGrad<'a, B, T, G> {
+        MaskGrad::new(self, values.shorten())
+    }
+
+    /// The placed routes in blocks of `block` routes of one expert each, for kernels that take a block's expert from a
+    /// table: what others call `moe_align_block_size`. Whatever the plan's layout.
+    #[doc(alias = "moe_align_block_size")]
+    pub fn block_table(&self, block: usize) -> BlockTable<'_, B, G> {
+        BlockTable::new(self, block)
+    }
+
+    /// The rows of the plan for each of `ranks` ranks, where rank r has `E_local / ranks` experts one after the other:
+    /// what an all-to-all sends.
+    pub fn split_sizes(&self, ranks: usize) -> SplitSizes<'_, B, G> {
+        SplitSizes::new(self, ranks)
     }
 }

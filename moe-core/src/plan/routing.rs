@@ -1,15 +1,17 @@
 //! What a plan is built from, and what it counted.
 
-use crate::check::Check;
-use crate::raw::{PlanArrays, PlanShape, RawReplicas, RawView};
+use super::memory::RouteArrays;
+use super::source::{CheckedSource, Source};
+use crate::check::{Check, span, spans};
+use crate::raw::{PlanShape, RawReplicas, RawRows, RawView};
 use crate::tag::{Tag, Untagged};
-use crate::{Backend, Capacity, DeviceId, Error, Float, Result, RouteId, Rows, View};
+use crate::{Backend, Capacity, DType, DeviceId, Error, Float, MaskElement, Result, RouteId, Rows, Span, View};
 use std::marker::PhantomData;
 
 /// `log2phy` and `logcnt`.
 type Replicas<'a, B, G> = (Rows<'a, B, i32, G>, View<'a, B, i32, G>);
 
-/// The routes of a batch: expert ids, and how they are to be read.
+/// The routes of a batch: expert ids, a mask map, or chunks of rows, and how they are to be read.
 ///
 /// ```
 /// # use moe_core::{Dev, Limits, PlanSpec, RoutePlan, Routing, Workspace};
@@ -27,7 +29,8 @@ type Replicas<'a, B, G> = (Rows<'a, B, i32, G>, View<'a, B, i32, G>);
 /// ```
 #[derive(Debug)]
 pub struct Routing<'a, B: Backend, G: Tag = Untagged> {
-    ids: (DeviceId<B>, RawView<'a, B>),
+    source: Source<'a, B>,
+    probs: Option<(DeviceId<B>, RawRows<'a, B>)>,
     replicas: Option<Replicas<'a, B, G>>,
     expert_map: Option<View<'a, B, i32, G>>,
     capacity_weights: Option<(DeviceId<B>, RawView<'a, B>)>,
@@ -39,8 +42,77 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
     /// Expert ids `[T, K]` as a router's top-k gives them. -1 (`u32::MAX` for u32) is a masked route; any other id
     /// outside `0..E` is dropped and counted as invalid.
     pub fn top_k<I: RouteId>(ids: View<'a, B, I, G>) -> Self {
-        let ids = (ids.device_id(), ids.into_raw());
-        Self { ids, replicas: None, expert_map: None, capacity_weights: None, valid_tokens: None, tag: PhantomData }
+        Self::new(Source::TopK(ids.device_id(), ids.into_raw()))
+    }
+
+    /// A mask map `[T, E]`, u8 (bool) or i32: an element that is not 0 sends the token of its row to the expert of its
+    /// column. The plan's spec is [`PlanSpec::mask`](crate::PlanSpec::mask).
+    ///
+    /// ```
+    /// # use moe_core::{Dev, Limits, PlanSpec, RoutePlan, Routing, Workspace};
+    /// # use moe_cpu::Cpu;
+    /// # let mut queue = Dev::<Cpu>::open(&"cpu".parse()?)?.queue()?;
+    /// # let mut workspace = Workspace::new(&mut queue, Limits::new(2, 2, 3))?;
+    /// let mask = queue.upload(&[1u8, 0, 1, /* token 1: */ 1, 1, 1])?;
+    /// let probs = queue.upload(&[0.75f32, 0.0, 0.25, 0.5, 0.3, 0.2])?;
+    /// let spec = PlanSpec::mask(2, 3).max_routes(2).with_probs::<f32>();
+    /// let routing = Routing::mask(mask.rows(3)?).probs(probs.rows(3)?);
+    /// let plan = RoutePlan::new(&mut queue, &mut workspace, spec, routing)?;
+    /// assert_eq!(queue.download(plan.tokens_per_expert())?, [2, 1, 1]);
+    /// assert_eq!(queue.download(plan.probs::<f32>()?)?, [0.75, 0.25, 0.5, 0.3]); // by route, as combine's weights
+    /// assert_eq!(plan.status(&mut queue)?.over_max_routes, 1); // token 1 to expert 2
+    /// # Ok::<(), moe_core::Error>(())
+    /// ```
+    #[doc(alias = "routing_map")]
+    pub fn mask<M: MaskElement>(mask: Rows<'a, B, M, G>) -> Self {
+        Self::new(Source::Mask(mask.device_id(), mask.into_raw()))
+    }
+
+    /// Rows in C chunks, one after the other: `sizes` `[C]` gives the rows of each, `order` `[C]` the chunk at each
+    /// place of the output (without it, chunks stay where they are). The plan's spec is
+    /// [`PlanSpec::chunks`](crate::PlanSpec::chunks).
+    ///
+    /// Negative sizes count as 0, and sizes that reach past the last row end there. Rows past the last chunk are not
+    /// placed and count as invalid, as do those of a chunk that `order` does not name; a chunk that it names twice goes
+    /// to the first of its places, and numbers that are no chunk leave their place empty.
+    ///
+    /// ```
+    /// # use moe_core::{Dev, Limits, PlanSpec, RoutePlan, Routing, Workspace};
+    /// # use moe_cpu::Cpu;
+    /// # let mut queue = Dev::<Cpu>::open(&"cpu".parse()?)?.queue()?;
+    /// # let mut workspace = Workspace::new(&mut queue, Limits::new(4, 1, 3))?;
+    /// let (sizes, order) = (queue.upload(&[1, 2, 1])?, queue.upload(&[2, 0, 1])?);
+    /// let routing = Routing::chunks(sizes.view(), Some(order.view()));
+    /// let plan = RoutePlan::new(&mut queue, &mut workspace, PlanSpec::chunks(4, 3), routing)?;
+    /// let rows = queue.upload(&[10.0f32, 20.0, 21.0, 30.0])?;
+    /// let sorted = plan.gather(rows.rows(1)?).run(&mut queue)?;
+    /// assert_eq!(queue.download(sorted.view())?, [30.0, 10.0, 20.0, 21.0]);
+    /// let back = plan.combine(sorted.rows(1)?).run::<f32>(&mut queue)?; // also the gradient
+    /// assert_eq!(queue.download(back.view())?, [10.0, 20.0, 21.0, 30.0]);
+    /// # Ok::<(), moe_core::Error>(())
+    /// ```
+    #[doc(alias = "sort_chunks_by_index")]
+    pub fn chunks(sizes: View<'a, B, i32, G>, order: Option<View<'a, B, i32, G>>) -> Self {
+        let order = order.map(|order| (order.device_id(), order.into_raw()));
+        Self::new(Source::Chunks(sizes.device_id(), sizes.into_raw(), order))
+    }
+
+    fn new(source: Source<'a, B>) -> Self {
+        Self {
+            source,
+            probs: None,
+            replicas: None,
+            expert_map: None,
+            capacity_weights: None,
+            valid_tokens: None,
+            tag: PhantomData,
+        }
+    }
+
+    /// The probabilities `[T, E]` of a mask map; the spec names their type
+    /// ([`PlanSpec::with_probs`](crate::PlanSpec::with_probs)). Only those of set experts are used.
+    pub fn probs<'m: 'a, P: Float>(self, probs: Rows<'m, B, P, G>) -> Self {
+        Self { probs: Some((probs.device_id(), probs.shorten().into_raw())), ..self }
     }
 
     /// Copies of experts, as [`eplb`](crate::eplb) places them: `log2phy` `[E, X]` and `logcnt` `[E]`. The k-th route of
@@ -57,7 +129,8 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
         Self { expert_map: Some(map.shorten()), ..self }
     }
 
-    /// `[T, K]`: what [`Capacity::ByWeight`] goes by; only with it.
+    /// `[T, K]`: what [`Capacity::ByWeight`] goes by; only with it. A mask map with probabilities goes by those where
+    /// this is not given.
     pub fn capacity_weights<'m: 'a, W: Float>(self, weights: View<'m, B, W, G>) -> Self {
         Self { capacity_weights: Some((weights.device_id(), weights.shorten().into_raw())), ..self }
     }
@@ -72,13 +145,17 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
         self.replicas.is_some()
     }
 
-    pub(crate) fn check<'s>(self, check: &Check<B>, shape: &PlanShape) -> Result<CheckedRouting<'s, B>>
+    pub(crate) fn check<'s>(
+        mut self,
+        check: &Check<B>,
+        shape: &PlanShape,
+        routes: &RouteArrays,
+    ) -> Result<CheckedRouting<'s, B>>
     where
         'a: 's,
     {
-        let (id, ids) = self.ids;
-        check.device("ids", id)?;
-        check.len("ids", shape.num_routes(), ids.len)?;
+        let probs = self.check_probs(check, shape, routes.parts.probs.map(|part| part.dtype))?;
+        let source = self.source.check(check, shape, routes.origin, probs)?;
         let physical = shape.num_physical_experts;
         if let Some((log2phy, logcnt)) = &self.replicas {
             check.device("log2phy", log2phy.device_id())?;
@@ -103,7 +180,8 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
             check.number("num_local_experts", false, &expected, shape.num_local_experts)?;
         }
         let by_weight = matches!(shape.capacity, Some(Capacity::ByWeight(_)));
-        if by_weight != self.capacity_weights.is_some() {
+        let by_probs = by_weight && self.capacity_weights.is_none() && routes.parts.probs.is_some();
+        if by_weight != (self.capacity_weights.is_some() || by_probs) {
             let words = |there| if there { "weights" } else { "nothing" };
             return Err(Error::InvalidArgument {
                 op: check.op,
@@ -121,7 +199,7 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
             check.len("valid_tokens", 1, count.len())?;
         }
         Ok(CheckedRouting {
-            ids: ids.shorten(),
+            source,
             replicas: self.replicas.map(|(log2phy, logcnt)| RawReplicas {
                 width: log2phy.cols(),
                 log2phy: log2phy.into_raw().into_view().shorten(),
@@ -132,42 +210,58 @@ impl<'a, B: Backend, G: Tag> Routing<'a, B, G> {
             valid_tokens: self.valid_tokens.map(|view| view.into_raw().shorten()),
         })
     }
+
+    /// The probabilities are those that the spec names, if any.
+    fn check_probs<'s>(
+        &mut self,
+        check: &Check<B>,
+        shape: &PlanShape,
+        expected: Option<DType>,
+    ) -> Result<Option<RawRows<'s, B>>>
+    where
+        'a: 's,
+    {
+        let words = |dtype: Option<DType>| dtype.map_or("nothing (PlanSpec::with_probs)".into(), |d| d.to_string());
+        let got = self.probs.as_ref().map(|(_, probs)| probs.dtype);
+        if got != expected {
+            let (op, expected, got) = (check.op, words(expected), words(got));
+            return Err(Error::InvalidArgument { op, arg: "probs", expected, got });
+        }
+        let Some((device, probs)) = self.probs.take() else { return Ok(None) };
+        check.device("probs", device)?;
+        check.shape("probs", [shape.num_tokens, shape.num_experts], [probs.rows, probs.cols])?;
+        Ok(Some(probs.shorten()))
+    }
 }
 
 pub(crate) struct CheckedRouting<'a, B: Backend> {
-    pub(crate) ids: RawView<'a, B>,
+    pub(crate) source: CheckedSource<'a, B>,
     pub(crate) replicas: Option<RawReplicas<'a, B>>,
     pub(crate) expert_map: Option<RawView<'a, B>>,
     pub(crate) capacity_weights: Option<RawView<'a, B>>,
     pub(crate) valid_tokens: Option<RawView<'a, B>>,
 }
 
-/// Routes that were not placed, by reason. A route counts once, at the first reason that applies, in this order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// The id was -1, or `u32::MAX` for u32 ids.
-    pub masked: u32,
-    /// The id, or what the expert map says of it, is out of range.
-    pub invalid: u32,
-    /// The expert lives elsewhere.
-    pub non_local: u32,
-    /// The expert had no room left.
-    pub over_capacity: u32,
-    /// The token had more routes than the plan has room for.
-    pub over_max_routes: u32,
-}
-
-impl Status {
-    pub(crate) fn from_counters(c: [u32; PlanArrays::STATUS_LEN]) -> Self {
-        let [masked, invalid, non_local, over_capacity, over_max_routes] = c;
-        Self { masked, invalid, non_local, over_capacity, over_max_routes }
-    }
-
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        [self.masked, self.invalid, self.non_local, self.over_capacity, self.over_max_routes]
-            .iter()
-            .map(|n| u64::from(*n))
-            .sum()
+impl<B: Backend> CheckedRouting<'_, B> {
+    /// Where all of it lies.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (&'static str, Span)> {
+        let source = match &self.source {
+            CheckedSource::TopK(ids) => [("ids", span(&ids.region)), ("ids", None)],
+            CheckedSource::Mask { mask, probs } => {
+                [("mask", span(&mask.region)), ("probs", probs.as_ref().and_then(|p| span(&p.region)))]
+            }
+            CheckedSource::Chunks { sizes, order } => {
+                [("sizes", span(&sizes.region)), ("order", order.as_ref().and_then(|o| span(&o.region)))]
+            }
+        };
+        let view = |view: &Option<RawView<'_, B>>| view.as_ref().and_then(|v| span(&v.region));
+        let rest = [
+            ("log2phy", self.replicas.as_ref().and_then(|r| span(&r.log2phy.region))),
+            ("logcnt", self.replicas.as_ref().and_then(|r| span(&r.logcnt.region))),
+            ("expert_map", view(&self.expert_map)),
+            ("capacity_weights", view(&self.capacity_weights)),
+            ("valid_tokens", view(&self.valid_tokens)),
+        ];
+        spans(source).chain(spans(rest))
     }
 }

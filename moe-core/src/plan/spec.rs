@@ -1,7 +1,8 @@
 //! What shapes a plan.
 
+use super::memory::{Origin, RouteArrays};
 use crate::raw::{PlanArrays, PlanShape};
-use crate::{Error, Result};
+use crate::{DType, Error, Float, Result};
 
 /// The largest number of routes, rows or experts: indices are i32.
 pub(crate) const MAX_INDEX: usize = i32::MAX as usize;
@@ -47,12 +48,18 @@ pub struct PlanSpec {
     capacity: Option<Capacity>,
     m_indices: bool,
     logical_load: bool,
+    origin: Origin,
+    max_routes: Option<usize>,
+    probs: Option<DType>,
 }
 
 impl PlanSpec {
     /// A packed plan for `num_tokens` tokens of `top_k` routes each over `num_experts` experts, all of them local.
     pub fn new(num_tokens: usize, top_k: usize, num_experts: usize) -> Self {
         Self {
+            origin: Origin::TopK,
+            max_routes: None,
+            probs: None,
             num_tokens,
             top_k,
             num_experts,
@@ -63,6 +70,31 @@ impl PlanSpec {
             m_indices: false,
             logical_load: false,
         }
+    }
+
+    /// A packed plan whose routes come from a [mask map](crate::Routing::mask) `[T, E]`: the k-th route of a token is
+    /// its k-th set expert, in ascending order. A token has room for `num_experts` routes, unless
+    /// [`max_routes`](Self::max_routes) follows. `num_tokens * num_experts` is at most `i32::MAX`.
+    pub fn mask(num_tokens: usize, num_experts: usize) -> Self {
+        Self { origin: Origin::Mask, ..Self::new(num_tokens, num_experts, num_experts) }
+    }
+
+    /// A packed plan that sorts `num_tokens` rows in `num_chunks` [chunks](crate::Routing::chunks): K is 1, and the
+    /// "expert" of a row is the place of its chunk in the output.
+    pub fn chunks(num_tokens: usize, num_chunks: usize) -> Self {
+        Self { origin: Origin::Chunks, ..Self::new(num_tokens, 1, num_chunks) }
+    }
+
+    /// The routes that a token of a mask map has room for: the plan's `top_k`. Set experts past them are not placed and
+    /// count as `over_max_routes` alone, whatever an expert map says of them.
+    pub fn max_routes(self, max_routes: usize) -> Self {
+        Self { top_k: max_routes, max_routes: Some(max_routes), ..self }
+    }
+
+    /// The mask map comes with [probabilities](crate::Routing::probs) of this type; the plan then holds those of its
+    /// routes ([`RoutePlan::probs`](crate::RoutePlan::probs)).
+    pub fn with_probs<P: Float>(self) -> Self {
+        Self { probs: Some(P::DTYPE), ..self }
     }
 
     /// The number of experts when each counts with all of its copies; the builder then needs
@@ -125,6 +157,18 @@ impl PlanSpec {
         if local == 0 || local > physical {
             return Err(error("num_local_experts", format!("1 to {physical} (num_physical_experts)"), local));
         }
+        if self.origin != Origin::Mask {
+            for (arg, there) in [("max_routes", self.max_routes.is_some()), ("probs", self.probs.is_some())] {
+                if there {
+                    let (expected, got) = ("not named without a mask map".into(), "named".into());
+                    return Err(Error::InvalidArgument { op, arg, expected, got });
+                }
+            }
+        } else if self.num_tokens.checked_mul(self.num_experts).is_none_or(|n| n > MAX_INDEX) {
+            let expected =
+                format!("at most {} for a mask of {} experts", MAX_INDEX / self.num_experts, self.num_experts);
+            return Err(error("num_tokens", expected, self.num_tokens));
+        }
         let routes = self.num_tokens.checked_mul(self.top_k).filter(|n| *n <= MAX_INDEX);
         let Some(routes) = routes else {
             let expected = format!("at most {} (routes are i32)", MAX_INDEX / self.top_k);
@@ -165,5 +209,10 @@ impl PlanSpec {
             rows,
         };
         Ok(PlanArrays::new(shape, self.m_indices, self.logical_load))
+    }
+
+    /// What the plan keeps beside its arrays, for a shape that was checked.
+    pub(crate) fn route_arrays(&self, shape: &PlanShape) -> RouteArrays {
+        RouteArrays::new(self.origin, self.probs, shape)
     }
 }

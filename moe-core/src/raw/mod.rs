@@ -6,9 +6,11 @@
 
 mod ops;
 mod plan;
+mod routes;
 
 pub use ops::{CombineArgs, CombineGradArgs, GatherArgs, RawGradWeights, RawScales, ZeroTailArgs};
 pub use plan::{BuildArgs, PlanArrays, PlanMut, PlanRef, PlanShape, RawReplicas, Section};
+pub use routes::{BlockTableArgs, ChunkArgs, MaskArgs, ScatterMaskArgs, SplitSizesArgs};
 
 use crate::{Backend, DType};
 

@@ -28,9 +28,9 @@ pub struct RawScales<'a, B: Backend> {
     pub block: usize,
 }
 
-/// `out[t, :] = residual[t, :] + Σ_k weights[t, k] * rows[slot[t, k], :]`, summed in f32.
+/// `out[t, :] = residual_scale * residual[t, :] + Σ_k weights[t, k] * rows[slot[t, k], :]`, summed in f32.
 ///
-/// The sum starts at the residual, widened, or at +0, and adds k = 0, 1, … with one fused multiply-add each; a weight
+/// The sum starts at the residual, widened, times its scale, rounded to f32, or at +0, and adds k = 0, 1, … with one fused multiply-add each; a weight
 /// that is not there is 1. With scales the factor is `weight * scale`, rounded to f32 (the scale alone without
 /// weights). One rounding to the output's dtype at the end (nearest even); NaN canonical: 0x7fc00000, 0x7fc0 for bf16,
 /// 0x7e00 for f16. A route that is not placed contributes nothing: its weight and any row are not read.
@@ -46,6 +46,8 @@ pub struct CombineArgs<'a, B: Backend> {
     pub scales: Option<RawScales<'a, B>>,
     /// `[T, H]`, the dtype of `out`.
     pub residual: Option<RawRows<'a, B>>,
+    /// Multiplies the residual; 1 where there is none.
+    pub residual_scale: f32,
     /// `[T, H]`: the dtype of `rows` or f32; for 8-bit float rows f32, f16 or bf16.
     pub out: RawRowsMut<'a, B>,
 }

@@ -159,6 +159,9 @@ pub struct BuildArgs<'a, B: Backend> {
     /// i32 `[1]`: only tokens below this number are routed; the routes of the others are not placed and count nowhere.
     /// A negative number means none, one above T means all.
     pub valid_tokens: Option<RawView<'a, B>>,
+    /// u32 `[1]`, where the ids come from a [mask](super::MaskArgs): its `over_max_routes`, which is copied to the
+    /// status. An id of -1 then only fills a token's K up, and does not count as masked.
+    pub mask_overflow: Option<RawView<'a, B>>,
     /// Scratch of at least [`scratch_bytes`](crate::PermuteBackend::scratch_bytes) bytes for limits that hold this
     /// shape, all zero when it is first given, and afterwards as this backend left it.
     pub scratch: B::RegionMut<'a>,
@@ -175,4 +178,14 @@ pub struct RawReplicas<'a, B: Backend> {
     pub logcnt: RawView<'a, B>,
     /// The most copies of an expert, at least 1.
     pub width: usize,
+}
+
+impl<'a, B: Backend> RawReplicas<'a, B> {
+    /// The same for a shorter time.
+    pub fn shorten<'s>(self) -> RawReplicas<'s, B>
+    where
+        'a: 's,
+    {
+        RawReplicas { log2phy: self.log2phy.shorten(), logcnt: self.logcnt.shorten(), width: self.width }
+    }
 }
