@@ -50,13 +50,14 @@ mod readback;
 mod workspace;
 
 pub use any::{BackendVisitor, DeviceVisitor};
-pub use backend::{Backend, Buffer, CommandQueue, Device, DeviceInfo, PermuteBackend, Region, Span};
+pub use backend::{Backend, Buffer, CommandQueue, Device, DeviceInfo, PermuteBackend, Region, RouterBackend, Span};
 pub use buffer::{Buf, Rows, RowsMut, View, ViewMut};
 pub use device::Dev;
 pub use dtype::{CombineInput, DType, Element, F4x2, Float, MaskElement, RouteId};
 pub use error::{Error, Result};
 pub use identity::{AnyDeviceId, DeviceId, DeviceSpec};
 pub use ops::{BlockTable, Blocks, Combine, CombineGrad, Gather, GatherGradWeights, MaskGrad, SplitSizes};
+pub use ops::{Route, Router, RouterGrad, RouterLosses, Scoring};
 pub use plan::{Capacity, Layout, PlanSpec, RoutePlan, Routing, Status};
 pub use queue::Queue;
 pub use readback::{PendingReadback, Readback};

@@ -9,11 +9,13 @@ mod device;
 mod memory;
 mod permute;
 mod queue;
+mod router;
 
 pub use device::{Device, DeviceInfo};
 pub use memory::{Buffer, Region, Span};
 pub use permute::PermuteBackend;
 pub use queue::CommandQueue;
+pub use router::RouterBackend;
 
 use std::fmt::Debug;
 

@@ -10,6 +10,7 @@ mod gather;
 mod gather_grad;
 mod mask_grad;
 mod placed;
+mod router;
 mod split_sizes;
 mod zero_tail;
 
@@ -19,6 +20,7 @@ pub use combine_grad::CombineGrad;
 pub use gather::Gather;
 pub use gather_grad::GatherGradWeights;
 pub use mask_grad::MaskGrad;
+pub use router::{Route, Router, RouterGrad, RouterLosses, Scoring};
 pub use split_sizes::SplitSizes;
 
 use crate::check::Check;

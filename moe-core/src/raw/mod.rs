@@ -6,10 +6,14 @@
 
 mod ops;
 mod plan;
+mod router;
 mod routes;
 
 pub use ops::{CombineArgs, CombineGradArgs, GatherArgs, RawGradWeights, RawScales, ZeroTailArgs};
 pub use plan::{BuildArgs, PlanArrays, PlanMut, PlanRef, PlanShape, RawReplicas, Section};
+pub use router::{
+    RawLossGrads, RawLosses, RawRouteGrads, RouteArgs, RouterGradArgs, RouterGroups, RouterLossArgs, RouterShape,
+};
 pub use routes::{BlockTableArgs, ChunkArgs, MaskArgs, ScatterMaskArgs, SplitSizesArgs};
 
 use crate::{Backend, DType};
