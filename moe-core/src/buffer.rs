@@ -300,6 +300,23 @@ macro_rules! views {
 views!(View, Rows, Region, shorten, RawView, RawRows, "to read");
 views!(ViewMut, RowsMut, RegionMut, shorten_mut, RawViewMut, RawRowsMut, "to write");
 
+impl<'a, B: Backend, T: Element, G: Tag> Rows<'a, B, T, G> {
+    /// The first and the second half of each row.
+    pub(crate) fn halves(self, op: &'static str) -> Result<(Self, Self)> {
+        if !self.cols.is_multiple_of(2) {
+            let (expected, got) = ("rows of an even number of elements".into(), format!("{} elements", self.cols));
+            return Err(Error::Shape { op, arg: "rows", expected, got });
+        }
+        let (cols, size, bytes) = (self.cols / 2, size_of::<T>(), self.region.byte_len());
+        let stride = if self.rows < 2 { cols } else { self.stride };
+        let at = if self.rows == 0 { 0 } else { cols * size };
+        let (id, rows, marker) = (self.id, self.rows, self.marker);
+        let half = |region| Self { id, region, rows, cols, stride, marker };
+        let (first, second) = (self.region.clone().slice(0..bytes - at), self.region.clone().slice(at..bytes));
+        Ok((half(first), half(second)))
+    }
+}
+
 impl<B: Backend, T: Element, G: Tag> Clone for View<'_, B, T, G> {
     fn clone(&self) -> Self {
         Self::new(self.id, self.region.clone(), self.len)

@@ -94,6 +94,9 @@ pub trait Float: CombineInput {
 /// The floats that `combine` and `combine_grad` read rows of: [`Float`] and the 8-bit floats.
 pub trait CombineInput: Element {}
 
+/// What grouped products read: [`Float`] and f8e4m3.
+pub trait MatmulInput: CombineInput {}
+
 macro_rules! elements {
     ($($t:ty => $d:ident),* $(,)?) => { $(
         // SAFETY: a primitive number, or a transparent wrapper of one: no padding, every bit pattern valid, and the
@@ -116,6 +119,11 @@ impl CombineInput for f16 {}
 impl CombineInput for bf16 {}
 impl CombineInput for F8E4M3 {}
 impl CombineInput for F8E5M2 {}
+
+impl MatmulInput for f32 {}
+impl MatmulInput for f16 {}
+impl MatmulInput for bf16 {}
+impl MatmulInput for F8E4M3 {}
 
 impl Float for f32 {
     fn to_f32(self) -> f32 {

@@ -36,6 +36,7 @@ pub mod eplb;
 pub mod identity;
 pub mod math;
 pub mod oracle;
+pub mod quant;
 pub mod raw;
 pub mod tag;
 
@@ -50,13 +51,17 @@ mod readback;
 mod workspace;
 
 pub use any::{BackendVisitor, DeviceVisitor};
-pub use backend::{Backend, Buffer, CommandQueue, Device, DeviceInfo, PermuteBackend, Region, RouterBackend, Span};
+pub use backend::{
+    Backend, Buffer, CommandQueue, Device, DeviceInfo, GroupedMatmul, MatmulBackend, PermuteBackend, QuantBackend,
+    Region, RouterBackend, Span,
+};
 pub use buffer::{Buf, Rows, RowsMut, View, ViewMut};
 pub use device::Dev;
-pub use dtype::{CombineInput, DType, Element, F4x2, Float, MaskElement, RouteId};
+pub use dtype::{CombineInput, DType, Element, F4x2, Float, MaskElement, MatmulInput, RouteId};
 pub use error::{Error, Result};
 pub use identity::{AnyDeviceId, DeviceId, DeviceSpec};
 pub use ops::{BlockTable, Blocks, Combine, CombineGrad, Gather, GatherGradWeights, MaskGrad, SplitSizes};
+pub use ops::{GatherQuant, GroupedProducts, QuantRows, Swiglu, SwigluQuant};
 pub use ops::{Route, Router, RouterGrad, RouterLosses, Scoring};
 pub use plan::{Capacity, Layout, PlanSpec, RoutePlan, Routing, Status};
 pub use queue::Queue;

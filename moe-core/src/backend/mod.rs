@@ -6,14 +6,18 @@
 #![allow(unsafe_code)]
 
 mod device;
+mod matmul;
 mod memory;
 mod permute;
+mod quant;
 mod queue;
 mod router;
 
 pub use device::{Device, DeviceInfo};
+pub use matmul::{GroupedMatmul, MatmulBackend};
 pub use memory::{Buffer, Region, Span};
 pub use permute::PermuteBackend;
+pub use quant::QuantBackend;
 pub use queue::CommandQueue;
 pub use router::RouterBackend;
 

@@ -8,10 +8,14 @@ mod combine;
 mod combine_grad;
 mod gather;
 mod gather_grad;
+mod gather_quant;
+mod grouped_matmul;
 mod mask_grad;
 mod placed;
+mod quantised;
 mod router;
 mod split_sizes;
+mod swiglu;
 mod zero_tail;
 
 pub use block_table::{BlockTable, Blocks};
@@ -19,9 +23,13 @@ pub use combine::Combine;
 pub use combine_grad::CombineGrad;
 pub use gather::Gather;
 pub use gather_grad::GatherGradWeights;
+pub use gather_quant::GatherQuant;
+pub use grouped_matmul::GroupedProducts;
 pub use mask_grad::MaskGrad;
+pub use quantised::QuantRows;
 pub use router::{Route, Router, RouterGrad, RouterLosses, Scoring};
 pub use split_sizes::SplitSizes;
+pub use swiglu::{Swiglu, SwigluQuant};
 
 use crate::check::Check;
 use crate::raw::RawView;

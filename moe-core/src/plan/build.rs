@@ -5,11 +5,11 @@ use super::memory::{Origin, RouteArrays, view};
 use super::routing::CheckedRouting;
 use super::source::CheckedSource;
 use crate::check::{Check, span, spans};
-use crate::raw::{BuildArgs, PlanArrays, PlanMut, RawReplicas, RawRows, RawRowsMut, RawView};
+use crate::raw::{BuildArgs, PlanArrays, PlanMut, RawReplicas, RawView};
 use crate::tag::Tag;
 use crate::{
     Backend, Buf, Buffer, Capacity, Element, Error, Limits, PermuteBackend, PlanSpec, Queue, Region, Result, Routing,
-    Rows, RowsMut, Workspace,
+    Rows, RowsMut, Span, Workspace,
 };
 
 #[allow(unsafe_code)] // calls the backends' checked operations
@@ -43,7 +43,11 @@ impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
         routing: Routing<'_, B, G>,
     ) -> Result<()> {
         let checked = self.check_build("build_into", queue, workspace, spec, routing)?;
-        self.enqueue(queue, checked, None)
+        self.enqueue(queue, checked, |queue, plan, args| {
+            // SAFETY: `check_build` checked the devices, lengths and dtypes of all arguments, and that nothing overlaps
+            // the plan, whose memory holds its arrays; the routes are memory of their own.
+            unsafe { B::build(queue, plan, args) }
+        })
     }
 
     /// Builds a plan and gathers rows with it, in one launch where the backend has one:
@@ -88,21 +92,28 @@ impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
         check.shape("rows", [shape.num_tokens, hidden], [rows.num_rows(), hidden])?;
         check.shape("out", [shape.rows, hidden], [out.num_rows(), out.cols()])?;
         let (rows, out) = (rows.into_raw(), out.into_raw());
-        // The plan's own routes are lent to nobody mutably, as is its buffer; a backend can lend any addresses.
+        for input in spans([("rows", span(&rows.region))]).chain(self.spans()).chain(checked.routing.spans()) {
+            check.apart(("out", out.region.span()), input)?;
+        }
+        self.enqueue(queue, checked, |queue, plan, args| {
+            // SAFETY: as for a build; rows and out are on the device, `[T, H]` and `[R, H]` of one dtype, and out
+            // overlaps nothing.
+            unsafe { B::permute(queue, plan, args, rows.shorten(), out.shorten()) }
+        })
+    }
+
+    /// Where the plan's memory lies. Its own routes are lent to nobody mutably, as is its buffer; a backend can lend
+    /// any addresses.
+    pub(super) fn spans(&self) -> impl Iterator<Item = (&'static str, Span)> + use<B, G> {
         let routes = |memory: &Option<B::Buffer>| memory.as_ref().and_then(|memory| span(&memory.region()));
-        let own = [
-            ("rows", span(&rows.region)),
+        spans([
             ("plan", span(&self.buffer.region())),
             ("plan", routes(&self.routes.ids)),
             ("plan", routes(&self.routes.probs)),
-        ];
-        for input in spans(own).chain(checked.routing.spans()) {
-            check.apart(("out", out.region.span()), input)?;
-        }
-        self.enqueue(queue, checked, Some((rows, out)))
+        ])
     }
 
-    fn check_build<'a, 'r: 'a>(
+    pub(super) fn check_build<'a, 'r: 'a>(
         &self,
         op: &'static str,
         queue: &Queue<'_, B, G>,
@@ -137,12 +148,12 @@ impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
         Ok(CheckedBuild { arrays, routes, routing, scratch })
     }
 
-    /// Makes the ids, where they do not come from the caller, and builds the plan; with rows, gathers them too.
-    fn enqueue(
+    /// Makes the ids, where they do not come from the caller, and enqueues what builds the plan with them.
+    pub(super) fn enqueue(
         &mut self,
         queue: &mut Queue<'_, B, G>,
         checked: CheckedBuild<'_, B>,
-        rows: Option<(RawRows<'_, B>, RawRowsMut<'_, B>)>,
+        build: impl FnOnce(&mut B::Queue<'_>, PlanMut<'_, B>, BuildArgs<'_, B>) -> Result<()>,
     ) -> Result<()> {
         let CheckedBuild { arrays, routes, routing, scratch } = checked;
         let CheckedRouting { source, replicas, expert_map, capacity_weights, valid_tokens } = routing;
@@ -173,27 +184,16 @@ impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
             mask_overflow: view::<B>(parts.over_max_routes, &memory.over_max_routes),
             scratch: B::shorten_mut(scratch),
         };
-        let plan = PlanMut { buffer: &mut self.buffer, arrays: &arrays };
-        match rows {
-            // SAFETY: `check_build` checked the devices, lengths and dtypes of all arguments, and that nothing overlaps
-            // the plan, whose memory holds `arrays`; the routes are memory of their own.
-            None => unsafe { B::build(queue.raw_mut(), plan, args) }?,
-            Some((rows, out)) => {
-                let (rows, out) = (rows.shorten(), out.shorten());
-                // SAFETY: likewise; `permute_into` checked that rows and out are on the device, `[T, H]` and `[R, H]`
-                // of one dtype, and that out overlaps nothing.
-                unsafe { B::permute(queue.raw_mut(), plan, args, rows, out) }?;
-            }
-        }
+        build(queue.raw_mut(), PlanMut { buffer: &mut self.buffer, arrays: &arrays }, args)?;
         (self.arrays, self.route_arrays, self.built) = (arrays, routes, true);
         Ok(())
     }
 }
 
 /// A build whose arguments were checked.
-struct CheckedBuild<'a, B: Backend> {
-    arrays: PlanArrays,
+pub(super) struct CheckedBuild<'a, B: Backend> {
+    pub(super) arrays: PlanArrays,
     routes: RouteArrays,
-    routing: CheckedRouting<'a, B>,
+    pub(super) routing: CheckedRouting<'a, B>,
     scratch: B::RegionMut<'a>,
 }

@@ -2,6 +2,7 @@
 
 mod build;
 mod memory;
+mod permute_scales;
 mod routing;
 mod source;
 mod spec;

@@ -4,13 +4,17 @@
 //! Names of sizes: `T` tokens, `K` = `top_k`, `N = T * K` routes, `E` experts, `E_local` local experts, `R` rows of the
 //! plan, `H` the hidden size. Lengths and strides are in elements unless a name says bytes.
 
+mod matmul;
 mod ops;
 mod plan;
+mod quant;
 mod router;
 mod routes;
 
+pub use matmul::{GroupedMatmulArgs, RawWeightScales};
 pub use ops::{CombineArgs, CombineGradArgs, GatherArgs, RawGradWeights, RawScales, ZeroTailArgs};
 pub use plan::{BuildArgs, PlanArrays, PlanMut, PlanRef, PlanShape, RawReplicas, Section};
+pub use quant::{GatherQuantArgs, RawQuantMut, RawRowScales, RawSwiglu, RowScales, SwigluArgs, SwigluQuantArgs};
 pub use router::{
     RawLossGrads, RawLosses, RawRouteGrads, RouteArgs, RouterGradArgs, RouterGroups, RouterLossArgs, RouterShape,
 };
