@@ -98,6 +98,7 @@ impl Target for CpuTarget {
             ours: next(),
             copies: vec![("memcpy", next()), ("streaming", next()), ("serial", next())],
             peers: samples.collect(),
+            clock: None,
         })
     }
 }

@@ -142,7 +142,7 @@ fn core_error(error: Error) -> moe_core::Error {
 fn measured(samples: Vec<Samples>) -> Measured {
     let mut samples = samples.into_iter();
     let ours = samples.next().unwrap_or_default();
-    Measured { ours, copies: samples.map(|copy| ("copy", copy)).collect(), peers: Vec::new() }
+    Measured { ours, copies: samples.map(|copy| ("copy", copy)).collect(), peers: Vec::new(), clock: None }
 }
 
 impl Target for CudaTarget {

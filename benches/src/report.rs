@@ -88,6 +88,12 @@ pub struct Record {
     pub us: f64,
     /// The fastest sample.
     pub us_min: f64,
+    /// By which clock, for a backend that has two: "gpu", the work alone, or "wall".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<String>,
+    /// Beside a time of the GPU: the median of the same calls by the wall clock, recording and submission included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wall_us: Option<f64>,
     /// How many samples.
     pub samples: usize,
     /// The bytes that the operation reads and writes.
@@ -117,6 +123,11 @@ impl Record {
     /// Time over that of the fastest copy.
     pub fn ratio(&self) -> Option<f64> {
         self.copy().map(|copy| self.us / copy)
+    }
+
+    /// What the host adds to a call: the time by the wall clock less that of the GPU.
+    pub fn overhead(&self) -> Option<f64> {
+        self.wall_us.map(|wall| (wall - self.us).max(0.0))
     }
 
     /// Whether both did the same work on the same device.
@@ -208,6 +219,8 @@ pub(crate) mod tests {
             cache: "hot".into(),
             us,
             us_min: us,
+            clock: None,
+            wall_us: None,
             samples: 7,
             bytes: 1 << 20,
             copies: [("memcpy".to_owned(), 12.0), ("streaming".to_owned(), 10.0)].into(),

@@ -8,7 +8,7 @@ use crate::progress::Progress;
 use crate::report::{Kind, Record, Report, Run};
 use crate::routing::{Ids, Recorded};
 use crate::stats::{Effort, Job, Samples};
-use crate::target::{Copies, Measured, Target};
+use crate::target::{Clock, Copies, Measured, Target};
 use crate::work::Work;
 use crate::{Error, Result};
 use moe_core::{Backend, Dev, DeviceSpec};
@@ -198,6 +198,14 @@ fn record<T: Target>(target: &T, work: &Work<T::Backend>, op: Op, measured: &Mea
         cache: cache.into(),
         us: measured.ours.median(),
         us_min: measured.ours.min(),
+        clock: measured.clock.as_ref().map(|clock| match clock {
+            Clock::Gpu { .. } => "gpu".into(),
+            Clock::Wall => "wall".into(),
+        }),
+        wall_us: match &measured.clock {
+            Some(Clock::Gpu { wall }) => Some(wall.median()),
+            _ => None,
+        },
         samples: measured.ours.len(),
         bytes: work.bytes(op),
         copies: medians(&measured.copies),
@@ -217,6 +225,8 @@ fn peer_record(ours: &Record, mut ways: Vec<(&'static str, &Samples)>) -> Option
     Some(Record {
         contender: "candle".into(),
         kind: Kind::Peer,
+        clock: None,
+        wall_us: None,
         us: samples.median(),
         us_min: samples.min(),
         samples: samples.len(),

@@ -58,9 +58,15 @@ fn table(out: &mut String, report: &Report, group: &[&Record]) {
     let _ = writeln!(out, "\n{model} · {op} · {dtype} · {routing}{cold}   [{}: {}]", first.class(), first.device_name);
 
     let mut header = vec!["T".to_owned()];
+    // Of a backend with two clocks the table says which, and how much the host adds to a call.
+    let clock = |name: &str| group.iter().find(|r| r.contender == name).and_then(|r| r.clock.clone());
+    let has_overhead = |name: &str| group.iter().any(|r| r.contender == name && r.wall_us.is_some());
     for name in &ours {
-        header.push((*name).to_owned());
+        header.push(clock(name).map_or((*name).to_owned(), |clock| format!("{name} ({clock})")));
         header.push("ratio".to_owned());
+        if has_overhead(name) {
+            header.push("host adds".to_owned());
+        }
     }
     header.extend(copies.iter().map(|c| format!("copy:{c}")));
     header.extend(peers.iter().map(|p| (*p).to_owned()));
@@ -77,6 +83,9 @@ fn table(out: &mut String, report: &Report, group: &[&Record]) {
         for name in &ours {
             line.push(cell(find(name).map(|r| time(r.us))));
             line.push(cell(find(name).and_then(|r| r.ratio()).map(times)));
+            if has_overhead(name) {
+                line.push(cell(find(name).and_then(|r| r.overhead()).map(time)));
+            }
         }
         let own = ours.iter().chain(&peers).find_map(|name| find(name));
         line.extend(copies.iter().map(|c| cell(own.and_then(|r| r.copies.get(*c)).map(|us| time(*us)))));
@@ -125,5 +134,16 @@ mod tests {
         );
         assert_eq!(cells(lines[3]), ["32", "11.0 µs", "1.10×", "12.0 µs", "10.0 µs", "220 µs", "33.0 µs", "3.00×"]);
         assert_eq!(cells(lines[4])[5..], ["–", "–", "–"]);
+    }
+
+    #[test]
+    fn a_table_says_by_which_clock_and_what_the_host_adds() {
+        let mut report = report();
+        report.records.truncate(1);
+        (report.records[0].clock, report.records[0].wall_us) = (Some("gpu".into()), Some(31.0));
+        let text = render(&report);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[2].contains("moe-cpu (gpu)") && lines[2].contains("host adds"), "{text}");
+        assert!(lines[3].contains("11.0 µs") && lines[3].contains("20.0 µs"), "{text}");
     }
 }

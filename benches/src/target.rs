@@ -9,6 +9,19 @@ use moe_core::{PermuteBackend, Queue};
 /// Copies of the same bytes, by name.
 pub type Copies = Vec<(&'static str, Samples)>;
 
+/// By which clock an operation of a backend that has two was timed.
+#[derive(Clone, Debug)]
+pub enum Clock {
+    /// The device's own: the work alone. `wall` is what the same calls took by the wall clock, recording and submission
+    /// included.
+    Gpu {
+        /// Microseconds of each repeat.
+        wall: Samples,
+    },
+    /// The wall clock, because the device has no other.
+    Wall,
+}
+
 /// What came of measuring an operation.
 #[derive(Debug, Default)]
 pub struct Measured {
@@ -18,6 +31,8 @@ pub struct Measured {
     pub copies: Copies,
     /// The peers that were handed in, in their order.
     pub peers: Vec<Samples>,
+    /// Where a backend has two clocks, the one of `ours` and `copies`.
+    pub clock: Option<Clock>,
 }
 
 /// An opened device, and its way of measuring.
