@@ -166,7 +166,9 @@ impl Target for WgpuTarget {
 
     fn method(&self) -> &'static str {
         match self.clock {
-            Some(_) => "GPU time of submissions of 20 calls, by timestamps, taking turns with the copy; wall clock apart",
+            Some(_) => {
+                "GPU time of submissions of 20 calls, by timestamps, taking turns with the copy; wall clock apart"
+            }
             None => "wall clock of submissions of 20 calls, recording included, taking turns with the copy",
         }
     }
@@ -201,9 +203,7 @@ impl Target for WgpuTarget {
                 let clock = Some(Clock::Gpu { wall: wall.0 });
                 Measured { ours, copies: copies(copy), clock, ..Measured::default() }
             }
-            None => {
-                Measured { ours: wall.0, copies: copies(wall.1), clock: Some(Clock::Wall), ..Measured::default() }
-            }
+            None => Measured { ours: wall.0, copies: copies(wall.1), clock: Some(Clock::Wall), ..Measured::default() },
         })
     }
 }

@@ -127,7 +127,8 @@ fn figures() -> String {
     }
     for (folder, outcomes) in machines {
         let of = |name: &str| outcomes[0].fact(name).unwrap_or_default();
-        writeln!(text, "{}, driver {}:\n", of("gpu"), of("driver")).unwrap();
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        writeln!(text, "**{name}**: {}, driver {}\n", of("gpu"), of("driver")).unwrap();
         for outcome in &outcomes {
             let fact = |name: &str| outcome.fact(name).unwrap_or_default();
             let stale = outcome.fact("stale").map(|why| format!("; stale: {why}")).unwrap_or_default();
@@ -135,12 +136,14 @@ fn figures() -> String {
                 none if none.starts_with("0 passed") => String::new(),
                 tests => format!(": {tests}"),
             };
-            writeln!(text, "- {}, {} at {}{tests}{stale}", fact("step"), fact("date"), fact("commit")).unwrap();
+            let said = outcome.fact("throughput").map(|said| format!("; {said}")).unwrap_or_default();
+            writeln!(text, "- {}, {} at {}{tests}{said}{stale}", fact("step"), fact("date"), fact("commit")).unwrap();
         }
         if let Ok(json) = fs::read_to_string(folder.join("bench.json")) {
             let report = moe_benches::report::Report::from_json(&json).unwrap();
-            writeln!(text, "\n{}", moe_benches::markdown::markdown(&report)).unwrap();
+            write!(text, "\n{}", moe_benches::markdown::markdown(&report)).unwrap();
         }
+        text.push('\n');
     }
     text
 }
