@@ -14,6 +14,7 @@ pub(crate) fn combine(queue: &CpuQueue, args: CombineArgs<'_, Cpu>) {
         scales: args.scales.as_ref().map(|s| Scales { rows: rows(&s.rows), block: s.block }),
         weights: args.weights.as_ref().map(weights),
         init: args.residual.as_ref().map(rows),
+        init_scale: args.residual_scale,
         out_elem: elem(args.out.dtype),
     };
     let out = rows_mut(args.out);

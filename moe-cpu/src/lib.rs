@@ -36,12 +36,16 @@ pub mod matmul;
 mod plan;
 mod queue;
 pub mod router;
+mod routes;
 
 pub use buffer::{CpuBuffer, CpuRegion, CpuRegionMut};
 pub use device::CpuDevice;
 pub use queue::CpuQueue;
 
-use moe_core::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, ZeroTailArgs};
+use moe_core::raw::{
+    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, MaskArgs, PlanMut, ScatterMaskArgs,
+    SplitSizesArgs, ZeroTailArgs,
+};
 use moe_core::{Backend, Capacity, Limits, PermuteBackend, Result};
 
 /// The CPU backend.
@@ -107,6 +111,31 @@ unsafe impl PermuteBackend for Cpu {
 
     unsafe fn zero_tail(queue: &mut CpuQueue, args: ZeroTailArgs<'_, Self>) -> Result<()> {
         gather::zero_tail(queue, args);
+        Ok(())
+    }
+
+    unsafe fn expand_mask(queue: &mut CpuQueue, args: MaskArgs<'_, Self>) -> Result<()> {
+        routes::expand_mask(queue, args);
+        Ok(())
+    }
+
+    unsafe fn scatter_mask(queue: &mut CpuQueue, args: ScatterMaskArgs<'_, Self>) -> Result<()> {
+        routes::scatter_mask(queue, args);
+        Ok(())
+    }
+
+    unsafe fn expand_chunks(queue: &mut CpuQueue, args: ChunkArgs<'_, Self>) -> Result<()> {
+        routes::expand_chunks(queue, args);
+        Ok(())
+    }
+
+    unsafe fn block_table(queue: &mut CpuQueue, args: BlockTableArgs<'_, Self>) -> Result<()> {
+        routes::block_table(queue, args);
+        Ok(())
+    }
+
+    unsafe fn split_sizes(queue: &mut CpuQueue, args: SplitSizesArgs<'_, Self>) -> Result<()> {
+        routes::split_sizes(queue, args);
         Ok(())
     }
 }

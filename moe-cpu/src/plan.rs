@@ -46,6 +46,7 @@ pub(crate) fn build(queue: &CpuQueue, plan: PlanMut<'_, Cpu>, args: BuildArgs<'_
             _ => None,
         },
         valid_tokens: args.valid_tokens.as_ref().map(|count| typed::<i32>(count.region.0)[0]),
+        over_max_routes: args.mask_overflow.as_ref().map(|count| typed::<u32>(count.region.0)[0]),
     };
     let mut rest = (0, plan.buffer.bytes_mut());
     let mut out = PlanOut {

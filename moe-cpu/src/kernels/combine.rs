@@ -1,7 +1,7 @@
-//! moe_combine: X = Pᵀ diag(w) Y (+ X0).
+//! moe_combine: X = Pᵀ diag(w) Y (+ s X0).
 //!
 //! Shapes: y [R, H], weights [T, K], scales [R, ceil(H / block)], x0 and out [T, H]. Each output element starts at x0
-//! or 0, adds w * y for k = 0, 1, … by fused multiply-add in f32, and is rounded once. A route that is not placed
+//! times its scale, rounded to f32, or at 0, adds w * y for k = 0, 1, … by fused multiply-add in f32, and is rounded once. A route that is not placed
 //! contributes nothing, and neither its weight nor any row is read for it. A scale multiplies the weight first, with a
 //! rounding to f32 of its own.
 //!
@@ -42,6 +42,8 @@ pub(crate) struct Combine<'a> {
     pub(crate) weights: Option<Weights<'a>>,
     /// What sums start from, of the output's type; +0 where absent.
     pub(crate) init: Option<Rows<'a>>,
+    /// Multiplies it.
+    pub(crate) init_scale: f32,
     /// The type of the output.
     pub(crate) out_elem: Elem,
 }
@@ -88,6 +90,22 @@ struct Route {
     weight: f32,
     /// What is read after the end of the row, less the bytes of the row: only ever prefetched.
     then: *const u8,
+}
+
+/// What the sums of a row start from; `data` may be null, for 0.
+#[derive(Clone, Copy)]
+struct Init {
+    data: *const u8,
+    scale: f32,
+}
+
+impl Init {
+    /// The same from `bytes` bytes on.
+    #[inline(always)]
+    fn skip(self, bytes: usize) -> Self {
+        let data = if self.data.is_null() { self.data } else { self.data.wrapping_add(bytes) };
+        Self { data, ..self }
+    }
 }
 
 /// Some tokens.
@@ -159,7 +177,8 @@ impl<Y: Input, O: Output> Op for Tokens<'_, Y, O> {
             // the output is borrowed mutably, so nothing overlaps.
             unsafe {
                 let out = self.out.ptr().add(token * self.stride);
-                let init = self.args.init.map_or(std::ptr::null(), |x| x.bytes.as_ptr().add(token * x.stride));
+                let data = self.args.init.map_or(std::ptr::null(), |x| x.bytes.as_ptr().add(token * x.stride));
+                let init = Init { data, scale: self.args.init_scale };
                 if whole && self.args.scales.is_none() {
                     sum::<S, Y, O, O>(init, &list[..n], 0, hidden, out, self.stream);
                     continue;
@@ -169,7 +188,7 @@ impl<Y: Input, O: Output> Op for Tokens<'_, Y, O> {
                     let b = at / block;
                     let mut to = hidden.min((b + 1).saturating_mul(block));
                     let dst = out.add(at * O::SIZE);
-                    let start = if init.is_null() { init } else { init.add(at * O::SIZE) };
+                    let start = init.skip(at * O::SIZE);
                     if whole {
                         self.scale(&list[..n], b, &mut scaled);
                         sum::<S, Y, O, O>(start, &scaled[..n], at, to, dst, self.stream);
@@ -186,7 +205,7 @@ impl<Y: Input, O: Output> Op for Tokens<'_, Y, O> {
                             self.scale(&list[..n], b, &mut scaled);
                             sum_in_place::<S, Y>(sums, &scaled[..n], at, to);
                         }
-                        sum::<S, Y, F32, O>(sums, &[], at, to, dst, self.stream);
+                        sum::<S, Y, F32, O>(Init { data: sums, scale: 1.0 }, &[], at, to, dst, self.stream);
                     }
                     at = to;
                 }
@@ -197,14 +216,14 @@ impl<Y: Input, O: Output> Op for Tokens<'_, Y, O> {
     }
 }
 
-/// `out[i] = round(init[i] + Σ weight * data[from + i])` for columns `from..to`; `init` may be null, for 0.
+/// `out[i] = round(scale * init[i] + Σ weight * data[from + i])` for columns `from..to`.
 ///
 /// # Safety
-/// The processor has `S`; the routes' data can be read for `to` columns, `init` (unless null) read and `out` written
+/// The processor has `S`; the routes' data can be read for `to` columns, `init` (unless its data are null) read and `out` written
 /// for `to - from`; `out` overlaps nothing else.
 #[inline(always)]
 unsafe fn sum<S: Simd, Y: Input, I: Input, O: Output>(
-    init: *const u8,
+    init: Init,
     routes: &[Route],
     from: usize,
     to: usize,
@@ -217,7 +236,7 @@ unsafe fn sum<S: Simd, Y: Input, I: Input, O: Output>(
     unsafe {
         if len < S::LANES {
             for i in 0..len {
-                let mut acc = if init.is_null() { 0.0 } else { I::read(init.add(i * I::SIZE)) };
+                let mut acc = if init.data.is_null() { 0.0 } else { init.scale * I::read(init.data.add(i * I::SIZE)) };
                 for route in routes {
                     acc = route.weight.mul_add(Y::read(route.data.add((from + i) * Y::SIZE)), acc);
                 }
@@ -266,7 +285,7 @@ const UNROLL: usize = 4;
 /// As for [`sum`], with `i + U * LANES <= to - from`.
 #[inline(always)]
 unsafe fn vectors<S: Simd, Y: Input, I: Input, const U: usize>(
-    init: *const u8,
+    init: Init,
     routes: &[Route],
     from: usize,
     i: usize,
@@ -275,9 +294,10 @@ unsafe fn vectors<S: Simd, Y: Input, I: Input, const U: usize>(
     // SAFETY: the columns lie below the lengths that the caller promises.
     unsafe {
         let mut acc = [S::splat(0.0); U];
-        if !init.is_null() {
+        if !init.data.is_null() {
+            let scale = S::splat(init.scale);
             for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = I::load::<S>(init.add((i + j * S::LANES) * I::SIZE));
+                *acc = S::mul(scale, I::load::<S>(init.data.add((i + j * S::LANES) * I::SIZE)));
             }
         }
         for route in routes {
@@ -308,7 +328,7 @@ unsafe fn sum_in_place<S: Simd, Y: Input>(sums: *mut u8, routes: &[Route], from:
     unsafe {
         let mut i = 0;
         while i + S::LANES <= len {
-            let v = vectors::<S, Y, F32, 1>(sums, routes, from, i, len);
+            let v = vectors::<S, Y, F32, 1>(Init { data: sums, scale: 1.0 }, routes, from, i, len);
             S::store_raw(sums.add(i * 4), v[0]);
             i += S::LANES;
         }

@@ -9,16 +9,20 @@
 //! | [`gather`] | rows of tokens to rows of routes, as bits or scaled by a weight |
 //! | [`combine`] | rows of routes back to rows of tokens, weighted and summed |
 //! | [`combine_grad`] | the gradients of `combine` for its rows and its weights |
+//! | [`expand_mask`], [`expand_chunks`] | mask maps and chunk sizes to ids; [`scatter_mask`] is the former's way back |
+//! | [`block_table`], [`split_sizes`] | further index arrays of a plan |
 //! | [`zero_rows`] | zeroes a range of rows |
 //! | [`copy_memcpy`], [`copy_streaming`] | parallel copies, the floor that a benchmark measures beside the others |
 //!
 //! Row data are bytes with a stride, so that any element type and any alignment is served; index arrays are `i32`.
 //! Lengths are asserted. The contents of index arrays are never trusted: a slot or source out of range is skipped.
 
+mod blocks;
 mod combine;
 mod copy;
 mod count;
 mod elem;
+mod expand;
 mod gather;
 mod grad;
 mod parallel;
@@ -37,9 +41,11 @@ mod weights_order;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use blocks::{block_table, split_sizes};
 pub(crate) use combine::{Combine, Scales, combine};
 pub(crate) use copy::{copy_memcpy, copy_streaming};
 pub(crate) use elem::Elem;
+pub(crate) use expand::{Expand, MaskBits, expand_chunks, expand_mask, scatter_mask};
 pub(crate) use gather::{Gather, gather, zero_rows};
 pub(crate) use grad::{CombineGrad, combine_grad};
 pub(crate) use rows::{Placement, Rows, RowsMut, Weights, WeightsMut};

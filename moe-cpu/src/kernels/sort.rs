@@ -77,6 +77,8 @@ pub(crate) struct PlanArgs<'a> {
     pub(crate) capacity: Option<Capacity<'a>>,
     /// Tokens from this one on are not routed and counted nowhere.
     pub(crate) valid_tokens: Option<i32>,
+    /// What a mask map had beyond the ids: -1 then only fills up, and counts nowhere.
+    pub(crate) over_max_routes: Option<u32>,
 }
 
 impl PlanArgs<'_> {
@@ -94,7 +96,7 @@ pub(crate) struct PlanOut<'a> {
     pub(crate) expert_offsets: &'a mut [i32],
     pub(crate) tokens_per_expert: &'a mut [i32],
     pub(crate) m_indices: Option<&'a mut [i32]>,
-    /// masked, invalid, non_local, over_capacity, over_max_routes (0 here: ids have no limit per token).
+    /// masked, invalid, non_local, over_capacity, over_max_routes.
     pub(crate) status: &'a mut [u32],
     pub(crate) logical_load: Option<&'a mut [i32]>,
 }
@@ -190,6 +192,9 @@ fn build<I: Id, P: Physical>(args: &PlanArgs<'_>, ids: &[I], physical: P, out: &
     });
     out.status.fill(0);
     to_local(args, tables, cursors, parts, out);
+    if let Some(over) = args.over_max_routes {
+        (out.status[0], out.status[4]) = (0, over);
+    }
     let capacity = match (args.capacity, args.layout) {
         (Some(Capacity::ByRoute(c) | Capacity::ByWeight(c, _)), Layout::Padded(p)) => c.min(p),
         (Some(Capacity::ByRoute(c) | Capacity::ByWeight(c, _)), _) => c,

@@ -98,6 +98,7 @@ fn base(top_k: usize, experts: usize) -> PlanArgs<'static> {
         layout: Layout::Packed,
         capacity: None,
         valid_tokens: None,
+        over_max_routes: None,
     }
 }
 

@@ -55,6 +55,7 @@ fn case(rng: &mut Rng) -> Case {
         layout: if rng.below(2) == 0 { Layout::Packed } else { Layout::Aligned(5) },
         capacity: None,
         valid_tokens: None,
+        over_max_routes: None,
     };
     let plan = build(&args, ids.len());
     let weights = (0..ids.len()).map(|_| rng.float()).collect();
@@ -166,6 +167,7 @@ fn combine_sums_in_order_with_one_rounding_and_reads_no_row_that_is_not_placed()
             scales: block.map(|block| Scales { rows: Rows { bytes: &scale_bytes, stride: per_row * 4 }, block }),
             weights,
             init: x0.as_ref().map(|x| Rows { bytes: x, stride: row }),
+            init_scale: 1.0,
             out_elem,
         };
         let run = |tier: Tier, out: &mut [u8]| combine(tier, &args, RowsMut { bytes: out, stride: row });
@@ -273,6 +275,7 @@ fn index_arrays_that_lie_are_never_followed_out_of_bounds() {
                     scales: None,
                     weights: None,
                     init: None,
+                    init_scale: 1.0,
                     out_elem: Elem::Bf16,
                 };
                 combine(tier, &args, RowsMut { bytes: out.get_mut(), stride: row });
