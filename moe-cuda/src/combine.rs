@@ -12,7 +12,7 @@ use moe_core::{DType, Error, Result};
 
 /// The kernel that reads rows and writes results of these types in vectors; where there is one for this `top_k` alone, it
 /// takes 0.1 microseconds less at few tokens.
-fn fast_kernel(rows: DType, out: DType, top_k: usize) -> Option<Kernel> {
+pub(crate) fn fast_kernel(rows: DType, out: DType, top_k: usize) -> Option<Kernel> {
     use DType::*;
     Some(match (rows, out) {
         (F16, F16) if top_k == 8 => Kernel::CombineF16F16K8,
@@ -89,7 +89,9 @@ pub(crate) unsafe fn combine(queue: &CudaQueue, mut args: CombineArgs<'_, Cuda>)
     ]) == 16;
     let kernel = if aligned { fast_kernel(y, x, shape.top_k) } else { None };
     let (threads, splits) = match kernel {
-        Some(_) => combine_cut(shape.num_tokens, shape.top_k, args.rows.cols, (16 / y.size()).min(8)),
+        Some(_) => {
+            combine_cut(&queue.thresholds(), shape.num_tokens, shape.top_k, args.rows.cols, (16 / y.size()).min(8))
+        }
         None => combine_any_cut(shape.num_tokens, args.rows.cols, launch.multiprocessors()),
     };
     params.splits = splits;

@@ -4,14 +4,15 @@ use crate::health::Health;
 use crate::memory::Allocation;
 use crate::modules::Kernels;
 use crate::probe;
+use crate::thresholds::{self, KNOBS, Thresholds};
 use crate::{Cuda, CudaMint, CudaQueue};
 use cudarc::driver::sys::{CUdevice_attribute, CUuuid};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 use moe_core::identity::Registry;
-use moe_core::oracle::{Capabilities, DeviceClass};
-use moe_core::{Device, DeviceId, DeviceInfo, DeviceSpec, Error, Result};
+use moe_core::oracle::{Capabilities, DeviceClass, Knob, Path, Tuned, TuningTable, Wish};
+use moe_core::{Backend, Device, DeviceId, DeviceInfo, DeviceSpec, Error, Result};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 /// What decides whether two devices are one.
@@ -52,6 +53,8 @@ struct Inner {
     health: Health,
     kernels: OnceLock<Kernels>,
     loading: Mutex<()>,
+    /// What choices between kernels depend on.
+    tuning: RwLock<(Thresholds, Tuned)>,
     /// Never has work of its own: see [`CudaDevice::still`].
     still: Arc<CudaStream>,
     /// Memory that could not be freed while a stream that used it was capturing.
@@ -110,6 +113,7 @@ impl CudaDevice {
                     health: Health::default(),
                     kernels: OnceLock::new(),
                     loading: Mutex::new(()),
+                    tuning: RwLock::new((Thresholds::default(), Tuned::built_in(KNOBS))),
                     still,
                     unfreed: Mutex::new(Vec::new()),
                 })))
@@ -186,6 +190,15 @@ impl CudaDevice {
         Ok(self.0.kernels.get().expect("just set"))
     }
 
+    pub(crate) fn thresholds(&self) -> Thresholds {
+        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// The values in use, measured or built in.
+    pub fn tuned(&self) -> Tuned {
+        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
     pub(crate) fn error(&self, op: &'static str, error: DriverError) -> Error {
         self.0.health.error(op, self.0.id.erase(), error, 0)
     }
@@ -242,6 +255,7 @@ unsafe impl Device for CudaDevice {
         let stream = self.0.context.new_stream().map_err(|error| self.error("queue", error))?;
         CudaQueue::new(self.clone(), stream)
     }
+
     fn capabilities(&self) -> Capabilities {
         let ask = |attribute| self.0.context.attribute(attribute).unwrap_or_default();
         let integrated = ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED) != 0;
@@ -252,6 +266,24 @@ unsafe impl Device for CudaDevice {
             Some(bandwidth) => capabilities.bandwidth(bandwidth),
             None => capabilities.note("the driver does not know the memory's clock and bus"),
         }
+    }
+
+    fn knobs(&self) -> &'static [Knob] {
+        KNOBS
+    }
+
+    /// Operations that are enqueued from now on use the table. Workspaces that exist stay large enough.
+    fn tune(&self, table: &TuningTable) -> Result<()> {
+        let tuned = table.tuned(Cuda::NAME, &self.info().name, KNOBS)?;
+        let tuning = (Thresholds::new(&tuned), tuned);
+        *self.0.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
+        Ok(())
+    }
+
+    fn paths(&self, wish: &Wish) -> Vec<Path> {
+        let count = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = self.0.context.attribute(count).unwrap_or_default().max(1) as u32;
+        thresholds::paths(&self.tuned(), wish, multiprocessors)
     }
 }
 

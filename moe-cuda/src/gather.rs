@@ -61,7 +61,8 @@ pub(crate) unsafe fn gather_listed(
         debug_assert!(moved.vec == 16 && args.weights.is_none());
         (Kernel::GatherListV16, LIST_BLOCK, shape.num_routes() as u32)
     } else {
-        moved.splits = gather_splits(shape.num_tokens, moved.row_bytes as usize, moved.vec, launch.multiprocessors());
+        let (tuned, row_bytes) = (queue.thresholds(), moved.row_bytes as usize);
+        moved.splits = gather_splits(&tuned, shape.num_tokens, row_bytes, moved.vec, launch.multiprocessors());
         let kernel = match (&args.weights, moved.vec) {
             (Some(_), _) => Kernel::GatherWeighted,
             (None, 16) => Kernel::GatherV16,

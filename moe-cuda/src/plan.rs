@@ -138,7 +138,7 @@ fn check_experts(op: &'static str, queue: &CudaQueue, cut: &PlanCut, arrays: &Pl
 /// # Safety
 /// The promises of `PermuteBackend`.
 pub(crate) unsafe fn build(queue: &CudaQueue, plan: PlanMut<'_, Cuda>, mut args: BuildArgs<'_, Cuda>) -> Result<()> {
-    let cut = size(plan.arrays, &args).plan(queue.kernels().multiprocessors);
+    let cut = size(plan.arrays, &args).plan(&queue.thresholds(), queue.kernels().multiprocessors);
     // SAFETY: the caller's promises are passed on; the cut is of this plan.
     unsafe { build_cut(queue, "build", plan, &mut args, &cut, None) }
 }
@@ -174,12 +174,12 @@ pub(crate) unsafe fn permute(
     mut out: RawRowsMut<'_, Cuda>,
 ) -> Result<()> {
     let (op, arrays) = ("permute", plan.arrays);
-    let multiprocessors = queue.kernels().multiprocessors;
+    let (tuned, multiprocessors) = (queue.thresholds(), queue.kernels().multiprocessors);
     let (input, output) = (rows.region.span().start, out.region.span().start);
     let mut moved = gather::rows_params(&rows, &out, input, output);
     let size = size(arrays, &args);
     let way = match moved.vec {
-        16 => size.permute(multiprocessors, moved.row_bytes as usize),
+        16 => size.permute(&tuned, multiprocessors, moved.row_bytes as usize),
         _ => Way::Apart,
     };
     let (cut, list) = match way {
@@ -197,7 +197,7 @@ pub(crate) unsafe fn permute(
             return unsafe { launch.launch(cut.kernel, cut.shape, params) };
         }
         Way::Listed(cut) => (cut, Some(thresholds::list_in_scratch(args.scratch.len, arrays.shape.num_routes()))),
-        Way::Apart => (size.plan(multiprocessors), None),
+        Way::Apart => (size.plan(&tuned, multiprocessors), None),
     };
     // SAFETY: the caller's promises are passed on; the cut is of this plan, and scratch for such limits has the list.
     unsafe { build_cut(queue, op, plan.reborrow(), &mut args, &cut, list.as_ref()) }?;

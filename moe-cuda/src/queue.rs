@@ -7,6 +7,7 @@ use crate::launch::Launch;
 use crate::memory::Allocation;
 use crate::modules::Kernels;
 use crate::readback::Pending;
+use crate::thresholds::Thresholds;
 use crate::{Cuda, CudaDevice};
 use cudarc::driver::{CudaEvent, CudaStream, DriverError, result, sys};
 use moe_core::{AnyDeviceId, CommandQueue, Device, DeviceId, Error, Readback, Result};
@@ -56,6 +57,11 @@ impl CudaQueue {
 
     pub(crate) fn kernels(&self) -> &Kernels {
         self.device.kernels().expect("loaded when the queue was made")
+    }
+
+    /// What choices between kernels depend on, as it is now.
+    pub(crate) fn thresholds(&self) -> Thresholds {
+        self.device.thresholds()
     }
 
     /// Notes that an operation was enqueued, and so can fail from now on.

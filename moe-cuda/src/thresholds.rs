@@ -1,58 +1,31 @@
 //! Which kernel does the work, and how it is cut into blocks: every choice between paths is made here.
 //!
 //! The limits are those of `kernels/ABI.md`. The choices were measured on an H200 with rows of bf16; `benches/NOTES.md`
-//! holds the measurements. Figures below are microseconds inside of a graph; "dsv3" means `top_k` 8, 256 experts and rows
-//! of 14,336 bytes.
+//! holds the measurements. Figures are microseconds inside of a graph; "dsv3" means `top_k` 8, 256 experts and rows of
+//! 14,336 bytes, "qwen3" 8, 128 and 4,096.
+
+mod knobs;
+mod paths;
 
 use crate::launch::Shape;
 use crate::ptx::Kernel;
+pub(crate) use knobs::{KNOBS, Thresholds};
+use knobs::{LEAST_LISTED_ROUTES, LEAST_SMALL_ROUTES};
+pub(crate) use paths::paths;
 
-/// Routes up to which each block of a plan counts all ids for itself, which spares it from waiting for others. With 8,192
-/// routes that takes 9.2 where the exchange of counts takes 7.2.
-const SMALL_PLAN_ROUTES: usize = 1_024;
 /// Routes that a block of a plan ranks at least, as long as there are multiprocessors.
 const ROUTES_PER_BLOCK: usize = 1_024;
 /// Routes that a chunk can hold where blocks exchange counts: these have 16 bits.
 const MOST_ROUTES_OF_CHUNK: usize = 65_535;
-
-/// Routes up to which every block of a permute ranks its own token: dsv3 takes 2.4 with 1 token and 6.8 with 128 tokens
-/// by comparing keys, 3.9 and 8.0 by counting.
-const SMALL_PERMUTE_ROUTES: usize = 1_024;
-/// `top_k` up to which it can: one warp holds a token's routes.
+/// `top_k` up to which a block can rank its own token: one warp holds a token's routes.
 const SMALL_PERMUTE_TOP_K: usize = 32;
 /// Bytes of a row that a block of the small permutes moves: the more tokens there are, the longer a part.
 const SMALL_PART_BYTES: usize = 4_096;
 const TINY_PART_BYTES: [(usize, usize); 2] = [(64, 4_096), (256, 8_192)];
-
-/// Routes up to which chunks are ranked and moved by one launch, whose reads of rows begin while counts travel: dsv3
-/// with 1,024 tokens takes 38.7, of which the copy alone takes 33.1.
-const PERMUTE_GRID_ROUTES: usize = 8_192;
-/// `top_k` from which that is faster: with fewer routes for each token, moving starts too late.
-const PERMUTE_GRID_TOP_K: usize = 3;
-/// Tokens and bytes of a row between which a row is moved whole; otherwise in two parts.
-const PERMUTE_GRID_WHOLE_TOKENS: usize = 1_024;
-const PERMUTE_GRID_WHOLE_BYTES: usize = 8_192;
-
-/// Routes and bytes of a row from which rows are moved in the order of their chunks' experts: rows alone take dsv3 134.5
-/// with 4,096 tokens and 534 with 16,384, token by token 143 and 574.
-const LISTED_ROUTES: usize = 32_768;
-const LISTED_ROW_BYTES: usize = 8_192;
-/// Routes of a chunk then, below and from [`LISTED_LONG_ROUTES`] routes: longer chunks move faster, but are ranked
-/// slower.
-const LISTED_CHUNK_ROUTES: [usize; 2] = [1_024, 2_048];
-const LISTED_LONG_ROUTES: usize = 65_536;
-
 /// Bytes of a row up to which it is moved by the kernels that make the plan: they number its parts with 32 bits.
 const MOST_ROW_BYTES: usize = 1 << 20;
-
-/// Blocks that a gather and a combine by element are cut into at least, where rows allow, for each multiprocessor.
-const GATHER_BLOCKS: usize = 2;
+/// Blocks that a combine by element is cut into at least, where rows allow, for each multiprocessor.
 const COMBINE_BLOCKS: usize = 4;
-/// Threads of a block of a combine by vectors. Up to the first number of tokens each thread takes its vectors in one
-/// step, up to the second in two, above in as many as two blocks for each token need.
-const COMBINE_THREADS: usize = 64;
-const COMBINE_WHOLE_TOKENS: usize = 256;
-const COMBINE_HALF_TOKENS: usize = 8_192;
 /// Blocks that zero padding rows at most.
 const PADDING_BLOCKS: usize = 1_024;
 /// Blocks that zero the tail at most, for each multiprocessor.
@@ -126,33 +99,33 @@ impl PlanSize {
     }
 
     /// The plan alone.
-    pub(crate) fn plan(&self, multiprocessors: u32) -> PlanCut {
+    pub(crate) fn plan(&self, tuned: &Thresholds, multiprocessors: u32) -> PlanCut {
         let blocks = self.routes().div_ceil(ROUTES_PER_BLOCK).clamp(1, multiprocessors as usize);
         let chunk = self.tokens.div_ceil(blocks).max(1);
         // A chunk that is too long for the exchange is not for counting all ids: slow, but any size is right.
-        let small = self.routes() <= SMALL_PLAN_ROUTES || chunk * self.top_k > MOST_ROUTES_OF_CHUNK;
+        let small = self.routes() <= tuned.small_plan_routes || chunk * self.top_k > MOST_ROUTES_OF_CHUNK;
         let kernel = if small { Kernel::PlanSmall } else { Kernel::PlanGrid };
         self.cut(kernel, 1024, chunk, self.tokens.div_ceil(chunk).max(1), 1)
     }
 
     /// The plan and rows of `row_bytes` whose addresses and strides are multiples of 16.
-    pub(crate) fn permute(&self, multiprocessors: u32, row_bytes: usize) -> Way {
+    pub(crate) fn permute(&self, tuned: &Thresholds, multiprocessors: u32, row_bytes: usize) -> Way {
         if self.tokens == 0 {
             return Way::Apart;
         }
         let fused = row_bytes <= MOST_ROW_BYTES;
-        if fused && self.routes() <= SMALL_PERMUTE_ROUTES && self.top_k <= SMALL_PERMUTE_TOP_K {
+        if fused && self.routes() <= tuned.small_permute_routes && self.top_k <= SMALL_PERMUTE_TOP_K {
             return self.small_permute(row_bytes);
         }
-        let few = self.routes() <= PERMUTE_GRID_ROUTES && self.top_k >= PERMUTE_GRID_TOP_K;
+        let few = self.routes() <= tuned.permute_grid_routes && self.top_k >= tuned.permute_grid_top_k;
         if fused
             && few
-            && let Some(way) = self.permute_grid(multiprocessors as usize, row_bytes)
+            && let Some(way) = self.permute_grid(tuned, multiprocessors as usize, row_bytes)
         {
             return way;
         }
-        if self.routes() >= LISTED_ROUTES && row_bytes >= LISTED_ROW_BYTES && !self.mapped {
-            return self.listed(multiprocessors as usize).map_or(Way::Apart, Way::Listed);
+        if self.routes() >= tuned.listed_routes && row_bytes >= tuned.listed_row_bytes && !self.mapped {
+            return self.listed(tuned, multiprocessors as usize).map_or(Way::Apart, Way::Listed);
         }
         Way::Apart
     }
@@ -171,7 +144,7 @@ impl PlanSize {
     }
 
     /// Only where each chunk is ranked in one round.
-    fn permute_grid(&self, multiprocessors: usize, row_bytes: usize) -> Option<Way> {
+    fn permute_grid(&self, tuned: &Thresholds, multiprocessors: usize, row_bytes: usize) -> Option<Way> {
         let round = (self.rank_warps() & !3) * 32;
         let chunk = (round / self.top_k).min(self.tokens);
         if chunk == 0 || self.tokens.div_ceil(chunk) > multiprocessors {
@@ -179,13 +152,14 @@ impl PlanSize {
         }
         let chunks = self.tokens.div_ceil(chunk);
         let share = multiprocessors / chunks;
-        let halves = self.tokens < PERMUTE_GRID_WHOLE_TOKENS || row_bytes > PERMUTE_GRID_WHOLE_BYTES;
+        let halves = self.tokens < tuned.permute_grid_whole_tokens || row_bytes > tuned.permute_grid_whole_bytes;
         let cut = self.cut(Kernel::PermuteGrid, 1024, chunk, chunks * share, share);
         Some(Way::Together { cut, splits: if halves { 2 } else { 1 } })
     }
 
-    fn listed(&self, multiprocessors: usize) -> Option<PlanCut> {
-        let routes = LISTED_CHUNK_ROUTES[usize::from(self.routes() >= LISTED_LONG_ROUTES)];
+    fn listed(&self, tuned: &Thresholds, multiprocessors: usize) -> Option<PlanCut> {
+        let long = self.routes() >= tuned.listed_long_routes;
+        let routes = if long { tuned.listed_long_chunk_routes } else { tuned.listed_chunk_routes };
         let chunk = routes.div_ceil(self.top_k).max(self.tokens.div_ceil(multiprocessors));
         let fits = chunk * self.top_k <= MOST_ROUTES_OF_CHUNK;
         fits.then(|| self.cut(Kernel::PlanGrid, 1024, chunk, self.tokens.div_ceil(chunk), 1))
@@ -196,12 +170,13 @@ impl PlanSize {
 /// rows. The table's words are told from those of earlier calls by the number that they carry, so the list lies where no
 /// table ever does: at the end.
 pub(crate) fn scratch_bytes(max_routes: usize, max_experts: usize, multiprocessors: u32) -> usize {
-    if max_routes <= SMALL_PERMUTE_TOP_K {
+    if max_routes <= LEAST_SMALL_ROUTES {
         return 0; // no kernel that exchanges counts is used, whatever top_k is
     }
     let multiprocessors = multiprocessors as usize;
     let table = 256 + 4 * max_routes.min(multiprocessors) * (2 * max_experts.next_multiple_of(8) + 4);
-    let listed = if max_routes < LISTED_ROUTES { 0 } else { max_routes.min(MOST_ROUTES_OF_CHUNK * multiprocessors) };
+    let listed =
+        if max_routes < LEAST_LISTED_ROUTES { 0 } else { max_routes.min(MOST_ROUTES_OF_CHUNK * multiprocessors) };
     table + 8 * listed
 }
 
@@ -219,25 +194,38 @@ fn splits(tokens: usize, blocks: usize, most: usize) -> u32 {
 }
 
 /// Blocks that share a row in a gather of `row_bytes`, read `vec` bytes at a time.
-pub(crate) fn gather_splits(tokens: usize, row_bytes: usize, vec: u32, multiprocessors: u32) -> u32 {
-    splits(tokens, GATHER_BLOCKS * multiprocessors as usize, row_bytes.div_ceil(256 * vec as usize))
+pub(crate) fn gather_splits(
+    tuned: &Thresholds,
+    tokens: usize,
+    row_bytes: usize,
+    vec: u32,
+    multiprocessors: u32,
+) -> u32 {
+    splits(tokens, tuned.gather_blocks * multiprocessors as usize, row_bytes.div_ceil(256 * vec as usize))
 }
 
 /// Threads of a block, and blocks that share a token, in a combine of `hidden` elements, `per_thread` of which are a
 /// vector.
-pub(crate) fn combine_cut(tokens: usize, top_k: usize, hidden: usize, per_thread: usize) -> (u32, u32) {
+pub(crate) fn combine_cut(
+    tuned: &Thresholds,
+    tokens: usize,
+    top_k: usize,
+    hidden: usize,
+    per_thread: usize,
+) -> (u32, u32) {
+    let threads = 32 * tuned.combine_warps;
     // With few routes a thread takes two vectors at a time.
-    let step = COMBINE_THREADS * per_thread * if top_k <= 2 { 2 } else { 1 };
+    let step = threads * per_thread * if top_k <= 2 { 2 } else { 1 };
     let full = hidden.div_ceil(step).max(1);
-    let splits = if tokens <= COMBINE_WHOLE_TOKENS {
+    let splits = if tokens <= tuned.combine_whole_tokens {
         full
-    } else if tokens <= COMBINE_HALF_TOKENS {
+    } else if tokens <= tuned.combine_half_tokens {
         full.div_ceil(2)
     } else {
         full.div_ceil(2).min(2)
     };
     // The grid is one-dimensional, and has an i32 for its blocks.
-    (COMBINE_THREADS as u32, splits.min(i32::MAX as usize / tokens.max(1)) as u32)
+    (threads as u32, splits.min(i32::MAX as usize / tokens.max(1)) as u32)
 }
 
 /// The same for a combine by element.

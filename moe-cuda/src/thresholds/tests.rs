@@ -1,6 +1,7 @@
 //! What every cut must hold to, whatever the sizes.
 
 use super::*;
+use moe_core::oracle::{Knob, KnobKind, TuningTable};
 
 const ROW_BYTES: [usize; 8] = [2, 4_096, 8_176, 8_192, 8_208, 14_336, MOST_ROW_BYTES, MOST_ROW_BYTES + 16];
 const TOP_KS: [usize; 13] = [1, 2, 3, 4, 8, 31, 32, 33, 64, 128, 255, 256, 300];
@@ -74,14 +75,43 @@ fn check(size: &PlanSize, cut: &PlanCut, splits: Option<u32>, multiprocessors: u
     }
 }
 
+/// The built-in values, and others within the knobs' bounds: all least, all greatest, mixed, and what is worth measuring.
+fn tables() -> Vec<Thresholds> {
+    let set = |value: &dyn Fn(usize, &Knob) -> usize| {
+        let mut table = TuningTable::new();
+        for (i, knob) in KNOBS.iter().enumerate() {
+            table.set("cuda", "a GPU", knob, value(i, knob), "").unwrap();
+        }
+        Thresholds::new(&table.tuned("cuda", "a GPU", KNOBS).unwrap())
+    };
+    let bounds = |knob: &Knob| match knob.kind {
+        KnobKind::Number { min, max } => (min, max),
+        KnobKind::Choice(words) => (0, words.len() - 1),
+    };
+    let mut tables = vec![Thresholds::default(), set(&|_, knob| bounds(knob).0), set(&|_, knob| bounds(knob).1)];
+    for round in 0..3 {
+        tables.push(set(&|i, knob| if (i + round) % 3 < 2 { bounds(knob).0 } else { bounds(knob).1 }));
+        tables.push(set(&|i, knob| knob.candidates[(i * 7 + round) % knob.candidates.len()]));
+    }
+    tables
+}
+
+/// All sizes with the built-in values, every eleventh with the others.
+fn tuned_sizes() -> impl Iterator<Item = (Thresholds, PlanSize)> {
+    tables()
+        .into_iter()
+        .enumerate()
+        .flat_map(|(i, tuned)| sizes().skip(i).step_by(if i == 0 { 1 } else { 11 }).map(move |size| (tuned, size)))
+}
+
 #[test]
-fn every_cut_is_within_the_limits_of_its_kernel() {
+fn every_cut_is_within_the_limits_of_its_kernel_whatever_is_tuned() {
     let mut seen = [false; 5];
     for multiprocessors in [1, 14, 132, 148] {
-        for size in sizes() {
-            check(&size, &size.plan(multiprocessors), None, multiprocessors);
+        for (tuned, size) in tuned_sizes() {
+            check(&size, &size.plan(&tuned, multiprocessors), None, multiprocessors);
             for row_bytes in ROW_BYTES {
-                match size.permute(multiprocessors, row_bytes) {
+                match size.permute(&tuned, multiprocessors, row_bytes) {
                     Way::Together { cut, splits } => {
                         check(&size, &cut, Some(splits), multiprocessors);
                         let parts = splits as usize * row_bytes / 16;
@@ -103,24 +133,25 @@ fn every_cut_is_within_the_limits_of_its_kernel() {
     assert_eq!(seen, [true; 5], "every way is taken");
 }
 
-/// A workspace for limits serves every batch within them, whichever kernel it takes, and no table reaches the list
-/// of any other batch.
+/// A workspace for limits serves every batch within them, whichever kernel it takes and whatever is tuned meanwhile, and
+/// no table reaches the list of any other batch.
 #[test]
 fn scratch_holds_every_table_and_list_within_its_limits_apart() {
     for multiprocessors in [1, 14, 132] {
         for (max_routes, max_experts) in [(1, 1), (32, 256), (33, 7), (1_024, 8), (32_767, 4_096), (1 << 21, 4_096)] {
             let have = scratch_bytes(max_routes, max_experts, multiprocessors);
             let (mut tables, mut lists) = (0, have);
-            for size in sizes().filter(|size| size.routes() <= max_routes && size.experts <= max_experts) {
+            let fits = |size: &PlanSize| size.routes() <= max_routes && size.experts <= max_experts;
+            for (tuned, size) in tuned_sizes().filter(|(_, size)| fits(size)) {
                 let mut table = |cut: &PlanCut| {
                     if cut.shape.cooperative {
                         let row = size.local_experts.next_multiple_of(8) + size.experts.next_multiple_of(8) + 4;
                         tables = tables.max(256 + 4 * (cut.shape.grid / cut.share) as usize * row);
                     }
                 };
-                table(&size.plan(multiprocessors));
+                table(&size.plan(&tuned, multiprocessors));
                 for row_bytes in ROW_BYTES {
-                    match size.permute(multiprocessors, row_bytes) {
+                    match size.permute(&tuned, multiprocessors, row_bytes) {
                         Way::Together { cut, .. } => table(&cut),
                         Way::Listed(cut) => {
                             table(&cut);
@@ -153,9 +184,9 @@ fn scratch_never_shrinks_as_limits_grow() {
 
 #[test]
 fn a_plan_of_no_tokens_is_still_launched_and_no_row_is_moved() {
-    let cut = size(0, 8, 256).plan(132);
+    let cut = size(0, 8, 256).plan(&Thresholds::default(), 132);
     assert_eq!((cut.kernel, cut.shape.grid, cut.chunk_tokens), (Kernel::PlanSmall, 1, 1));
-    assert_eq!(size(0, 8, 256).permute(132, 14_336), Way::Apart);
+    assert_eq!(size(0, 8, 256).permute(&Thresholds::default(), 132, 14_336), Way::Apart);
 }
 
 /// More routes, or a larger top_k, than the exchange of 16-bit counts takes.
@@ -168,11 +199,11 @@ fn plans_too_long_for_the_exchange_count_all_ids() {
         (2, 65_536, Kernel::PlanSmall),
     ] {
         let size = size(tokens, top_k, 256);
-        let cut = size.plan(132);
+        let cut = size.plan(&Thresholds::default(), 132);
         assert_eq!(cut.kernel, kernel, "{tokens} x {top_k}");
         check(&size, &cut, None, 132);
         if kernel == Kernel::PlanSmall {
-            assert_eq!(size.permute(132, 14_336), Way::Apart);
+            assert_eq!(size.permute(&Thresholds::default(), 132, 14_336), Way::Apart);
         }
     }
 }
@@ -180,7 +211,11 @@ fn plans_too_long_for_the_exchange_count_all_ids() {
 /// The choices of `kernels/ABI.md` for the models that were measured.
 #[test]
 fn measured_sizes_take_the_path_that_was_fastest() {
-    let way = |tokens, top_k, experts, row_bytes| match size(tokens, top_k, experts).permute(132, row_bytes) {
+    let way = |tokens, top_k, experts, row_bytes| match size(tokens, top_k, experts).permute(
+        &Thresholds::default(),
+        132,
+        row_bytes,
+    ) {
         Way::Together { cut, splits } => (cut.kernel.name(), splits as usize, cut.share as usize),
         Way::Listed(cut) => ("listed", cut.chunk_tokens as usize, 1),
         Way::Apart => ("apart", 0, 0),
@@ -196,23 +231,27 @@ fn measured_sizes_take_the_path_that_was_fastest() {
     assert_eq!(way(512, 2, 8, 8_192), ("moe_permute_tiny", 1, 1));
     assert_eq!(way(1_024, 2, 8, 8_192), ("apart", 0, 0));
     let mapped = PlanSize { mapped: true, ..size(16_384, 8, 256) };
-    assert_eq!(mapped.permute(132, 14_336), Way::Apart);
+    assert_eq!(mapped.permute(&Thresholds::default(), 132, 14_336), Way::Apart);
 }
 
 #[test]
 fn a_row_is_cut_only_while_tokens_alone_do_not_fill_the_device() {
-    assert_eq!(gather_splits(1, 14_336, 16, 132), 4);
-    assert_eq!(gather_splits(264, 14_336, 16, 132), 1);
-    assert_eq!(combine_cut(256, 8, 7_168, 8), (64, 14));
-    assert_eq!(combine_cut(256, 2, 7_168, 8), (64, 7));
-    assert_eq!(combine_cut(257, 8, 7_168, 8), (64, 7));
-    assert_eq!(combine_cut(8_192, 2, 7_168, 8), (64, 4));
-    assert_eq!(combine_cut(8_193, 8, 7_168, 8), (64, 2));
-    assert_eq!(combine_cut(8_193, 8, 1, 4), (64, 1));
-    assert_eq!(combine_cut(8_193, 8, 512, 8), (64, 1));
-    for tokens in [1, 256, 8_192, i32::MAX as usize] {
-        let (_, splits) = combine_cut(tokens, 1, i32::MAX as usize, 4);
-        assert!(splits >= 1 && splits as usize * tokens <= i32::MAX as usize, "{tokens}: {splits}");
+    let tuned = Thresholds::default();
+    assert_eq!(gather_splits(&tuned, 1, 14_336, 16, 132), 4);
+    assert_eq!(gather_splits(&tuned, 264, 14_336, 16, 132), 1);
+    assert_eq!(combine_cut(&tuned, 256, 8, 7_168, 8), (64, 14));
+    assert_eq!(combine_cut(&tuned, 256, 2, 7_168, 8), (64, 7));
+    assert_eq!(combine_cut(&tuned, 257, 8, 7_168, 8), (64, 7));
+    assert_eq!(combine_cut(&tuned, 8_192, 2, 7_168, 8), (64, 4));
+    assert_eq!(combine_cut(&tuned, 8_193, 8, 7_168, 8), (64, 2));
+    assert_eq!(combine_cut(&tuned, 8_193, 8, 1, 4), (64, 1));
+    assert_eq!(combine_cut(&tuned, 8_193, 8, 512, 8), (64, 1));
+    for tuned in tables() {
+        for tokens in [1, 256, 8_192, i32::MAX as usize] {
+            let (threads, splits) = combine_cut(&tuned, tokens, 1, i32::MAX as usize, 4);
+            assert!(splits >= 1 && splits as usize * tokens <= i32::MAX as usize, "{tokens}: {splits}");
+            assert!(threads.is_multiple_of(32) && (32..=256).contains(&threads), "{threads}");
+        }
     }
     assert_eq!(combine_any_cut(1, 7_168, 132), (256, 28));
     assert_eq!(combine_any_cut(528, 7_168, 132), (256, 1));
