@@ -2,6 +2,8 @@
 
 use crate::Result;
 use crate::cases::{MODELS, Model, Op, RoutingKind, Rows, TOKENS};
+use crate::extras;
+use crate::target::compiled;
 use std::path::PathBuf;
 
 /// What `--help` prints.
@@ -13,7 +15,8 @@ moe-bench: every backend and every peer does the same work, beside a copy of the
                        if one is not)
   --models A,B         of dsv3, qwen3-30b, mixtral
   --tokens 1,8,...     batch sizes; default 1 to 16384, what memory allows
-  --ops A,B            of plan, gather, permute, combine, combine_grad
+  --ops A,B            of plan, gather, permute, combine, combine_grad, and those that benches/README.md lists beside
+                       them; default: all
   --dtype A,B          of bf16 (default), f16, f32, f8e4m3
   --routing A,B        of uniform (default), recorded, all-to-one, ep8; 'all' for the four
   --backend A,B        device specifications such as cpu, cuda:1, wgpu; default: every backend that has a device
@@ -21,6 +24,10 @@ moe-bench: every backend and every peer does the same work, beside a copy of the
   --cold               also with the device's cache overwritten before each call, T <= 128 (CUDA)
   --data DIR           the folder with routing_ids.safetensors; default benches/data
   --out DIR            where bench.json and bench.html go; default target/bench
+  --tune               measure the thresholds of the backends' kernels instead, on the operations, models and batch sizes
+                       given (default: all operations, qwen3-30b, T = 1, 16, 128, 1024), and write the table that
+                       the oracle reads; `cargo xtask doctor --table FILE` shows what it changes
+  --table FILE         where; what is there of other devices stays; default OUT/tuning.txt
   --merge FILE         take over another run's JSON, such as that of benches/peers/peers.py; repeatable
   --no-run             measure nothing: show what --merge names
   --commit HASH        the commit to write down where there is no git
@@ -37,8 +44,10 @@ pub struct Args {
     pub models: Vec<Model>,
     /// Batch sizes.
     pub tokens: Vec<usize>,
-    /// Operations.
+    /// Operations of the grid.
     pub ops: Vec<Op>,
+    /// Operations of the other families.
+    pub extras: Vec<&'static str>,
     /// Element types.
     pub dtypes: Vec<Rows>,
     /// Routings.
@@ -55,6 +64,10 @@ pub struct Args {
     pub out: PathBuf,
     /// Other runs.
     pub merge: Vec<PathBuf>,
+    /// Measure the knobs.
+    pub tune: bool,
+    /// Where their table goes.
+    pub table: Option<PathBuf>,
     /// Measure.
     pub run: bool,
     /// The commit, where git cannot tell.
@@ -71,6 +84,7 @@ impl Default for Args {
             models: MODELS.to_vec(),
             tokens: TOKENS.to_vec(),
             ops: Op::ALL.to_vec(),
+            extras: extras::ops(),
             dtypes: vec![Rows::Bf16],
             routings: vec![RoutingKind::Uniform],
             backends: Vec::new(),
@@ -79,6 +93,8 @@ impl Default for Args {
             data: "benches/data".into(),
             out: "target/bench".into(),
             merge: Vec::new(),
+            tune: false,
+            table: None,
             run: true,
             commit: None,
             help: false,
@@ -87,13 +103,21 @@ impl Default for Args {
 }
 
 impl Args {
+    /// The devices that were asked for, or a device of each backend.
+    pub fn devices(&self) -> Vec<String> {
+        match self.backends.is_empty() {
+            true => compiled().into_iter().map(str::to_owned).collect(),
+            false => self.backends.clone(),
+        }
+    }
+
     /// Reads the arguments after the program's name. `--name value` and `--name=value` are the same.
     ///
     /// # Errors
     /// If one is unknown, lacks its value or has a bad one.
     pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Self> {
         let mut parsed = Self::default();
-        let mut tokens_given = false;
+        let (mut tokens_given, mut models_given) = (false, false);
         let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let (name, mut inline) = match arg.split_once('=') {
@@ -107,8 +131,10 @@ impl Args {
                 "--no-peers" => parsed.peers = false,
                 "--cold" => parsed.cold = true,
                 "--no-run" => parsed.run = false,
+                "--tune" => parsed.tune = true,
+                "--table" => parsed.table = Some(value()?.into()),
                 "--help" | "-h" => parsed.help = true,
-                "--models" => parsed.models = list(&value()?, model)?,
+                "--models" => (parsed.models, models_given) = (list(&value()?, model)?, true),
                 "--tokens" => {
                     parsed.tokens = list(&value()?, |t| match t.parse() {
                         Ok(t) if t > 0 => Ok(t),
@@ -116,7 +142,7 @@ impl Args {
                     })?;
                     tokens_given = true;
                 }
-                "--ops" => parsed.ops = list(&value()?, str::parse)?,
+                "--ops" => (parsed.ops, parsed.extras) = ops(&value()?)?,
                 "--dtype" => parsed.dtypes = list(&value()?, str::parse)?,
                 "--routing" => {
                     let value = value()?;
@@ -134,11 +160,31 @@ impl Args {
                 return Err(format!("{name} takes no value").into());
             }
         }
-        if parsed.quick && !tokens_given {
-            parsed.tokens = vec![32, 512, 4096];
+        if parsed.tune && !models_given {
+            parsed.models = vec![model("qwen3-30b")?];
+        }
+        match (parsed.tune, parsed.quick) {
+            _ if tokens_given => {}
+            (true, false) => parsed.tokens = vec![1, 16, 128, 1024],
+            (true, true) => parsed.tokens = vec![16, 512],
+            (false, true) => parsed.tokens = vec![32, 512, 4096],
+            (false, false) => {}
         }
         Ok(parsed)
     }
+}
+
+/// Names of operations, sorted into those of the grid and the others.
+fn ops(value: &str) -> Result<(Vec<Op>, Vec<&'static str>)> {
+    let (mut grid, mut others) = (Vec::new(), Vec::new());
+    for name in value.split(',').map(str::trim) {
+        match (name.parse::<Op>(), extras::ops().into_iter().find(|op| *op == name)) {
+            (Ok(op), _) => grid.push(op),
+            (_, Some(op)) => others.push(op),
+            (Err(error), None) => return Err(format!("{error}, {}", extras::ops().join(", ")).into()),
+        }
+    }
+    Ok((grid, others))
 }
 
 fn model(name: &str) -> std::result::Result<Model, String> {

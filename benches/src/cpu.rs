@@ -1,13 +1,12 @@
 //! Timing the CPU backend by the wall clock, beside two parallel copies and one on the calling thread.
 
 use crate::Result;
-use crate::cases::Op;
 use crate::machine;
 use crate::stats::{Effort, Job, interleave};
-use crate::target::{Measured, Target};
-use crate::work::Work;
+use crate::target::{Measured, Target, Task};
 use moe_core::{Dev, DeviceSpec, Queue};
 use moe_cpu::{Cpu, CpuDevice, floor};
+use std::time::Duration;
 
 /// Bytes to which the two sides of a copy are aligned.
 const ALIGN: usize = 64;
@@ -72,12 +71,22 @@ impl Target for CpuTarget {
         Ok(())
     }
 
-    fn measure(&mut self, work: &mut Work<Cpu>, op: Op, peers: Vec<Job<'_>>, effort: Effort) -> Result<Measured> {
+    fn raw(&self) -> &CpuDevice {
+        &self.device
+    }
+
+    fn sample(&mut self, task: &mut Task<'_, Cpu>) -> Result<f64> {
+        let effort = Effort { rounds: 1, budget: Duration::ZERO, sample: Duration::from_millis(1) };
+        let samples = interleave(&mut [Job::new(|| task.run(&mut self.queue))], effort)?;
+        Ok(samples[0].median())
+    }
+
+    fn measure(&mut self, task: &mut Task<'_, Cpu>, peers: Vec<Job<'_>>, effort: Effort) -> Result<Measured> {
         let Self { device, queue, from, to, .. } = self;
-        let len = work.copy_len(op);
+        let len = task.copy_len();
         let (from, to) = (&*aligned(from, len), std::cell::RefCell::new(aligned(to, len)));
         let mut jobs = vec![
-            Job::new(|| work.run(op, queue)),
+            Job::new(|| task.run(queue)),
             Job::new(|| {
                 floor::copy_memcpy(device, from, &mut to.borrow_mut());
                 Ok(())

@@ -1,14 +1,12 @@
 //! Timing the CUDA backend: graphs of 20 calls, by events, beside the driver's device-to-device copy.
 
-use crate::cases::Op;
 use crate::stats::{Effort, Job, Samples};
-use crate::target::{Measured, Target};
-use crate::work::Work;
+use crate::target::{Measured, Target, Task};
 use crate::{Error, Result};
 use moe_core::{Buf, Dev, DeviceSpec, Queue};
 use moe_cuda::cudarc::driver::sys::{CUdeviceptr, CUevent_flags};
 use moe_cuda::cudarc::driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop};
-use moe_cuda::{Capture, Captured, Cuda};
+use moe_cuda::{Capture, Captured, Cuda, CudaDevice};
 use std::sync::Arc;
 
 /// Calls in a graph.
@@ -18,6 +16,7 @@ const FLUSH_BYTES: usize = 128 << 20;
 
 /// An opened GPU.
 pub struct CudaTarget {
+    device: Dev<Cuda>,
     id: String,
     name: String,
     context: Arc<CudaContext>,
@@ -28,8 +27,8 @@ pub struct CudaTarget {
 }
 
 /// What a graph repeats.
-enum Call<'w> {
-    Op(&'w mut Work<Cuda>, Op),
+enum Call<'t, 'w> {
+    Task(&'t mut Task<'w, Cuda>),
     Copy(usize),
     Nothing,
 }
@@ -70,11 +69,11 @@ impl CudaTarget {
         let context = Arc::clone(device.raw().context());
         let (id, name, mut queue) = (device.id().to_string(), device.info().name, device.queue()?);
         let (from, to, flush) = (queue.zeros(0)?, queue.zeros(0)?, queue.zeros(FLUSH_BYTES)?);
-        Ok(Self { id, name, context, queue, from, to, flush })
+        Ok(Self { device, id, name, context, queue, from, to, flush })
     }
 
     /// Records 20 calls, each after the cache was overwritten where `cold`.
-    fn capture(&mut self, mut call: Call<'_>, cold: bool) -> Result<Captured<'static>> {
+    fn capture(&mut self, mut call: Call<'_, '_>, cold: bool) -> Result<Captured<'static>> {
         let Self { queue, from, to, flush, .. } = self;
         let stream = Arc::clone(queue.raw().stream());
         let driver = |e| core_error(Box::new(e));
@@ -84,7 +83,7 @@ impl CudaTarget {
                     queue.fill(flush.view_mut(), 0)?;
                 }
                 match &mut call {
-                    Call::Op(work, op) => work.run(*op, queue).map_err(core_error)?,
+                    Call::Task(task) => task.run(queue).map_err(core_error)?,
                     Call::Copy(len) => {
                         let side = |buf: &Buf<Cuda, u8>| Bytes(buf.raw().device_ptr(), *len, Arc::clone(&stream));
                         stream.memcpy_dtod(&side(from), &mut side(to)).map_err(driver)?;
@@ -124,10 +123,10 @@ impl CudaTarget {
         Ok(samples)
     }
 
-    fn graphs(&mut self, work: &mut Work<Cuda>, op: Op, cold: bool) -> Result<Vec<Captured<'static>>> {
-        let len = work.copy_len(op);
+    fn graphs(&mut self, task: &mut Task<'_, Cuda>, cold: bool) -> Result<Vec<Captured<'static>>> {
+        let len = task.copy_len();
         assert!(len <= self.from.len().min(self.to.len()), "room was made for the longest copy");
-        Ok(vec![self.capture(Call::Op(work, op), cold)?, self.capture(Call::Copy(len), cold)?])
+        Ok(vec![self.capture(Call::Task(task), cold)?, self.capture(Call::Copy(len), cold)?])
     }
 }
 
@@ -178,13 +177,23 @@ impl Target for CudaTarget {
         Ok(())
     }
 
-    fn measure(&mut self, work: &mut Work<Cuda>, op: Op, _peers: Vec<Job<'_>>, effort: Effort) -> Result<Measured> {
-        let mut graphs = self.graphs(work, op, false)?;
+    fn raw(&self) -> &CudaDevice {
+        self.device.raw()
+    }
+
+    fn sample(&mut self, task: &mut Task<'_, Cuda>) -> Result<f64> {
+        let graph = self.capture(Call::Task(task), false)?;
+        let samples = self.times(&mut [graph], 3)?;
+        Ok(samples[0].median())
+    }
+
+    fn measure(&mut self, task: &mut Task<'_, Cuda>, _peers: Vec<Job<'_>>, effort: Effort) -> Result<Measured> {
+        let mut graphs = self.graphs(task, false)?;
         Ok(measured(self.times(&mut graphs, effort.rounds)?))
     }
 
-    fn measure_cold(&mut self, work: &mut Work<Cuda>, op: Op, effort: Effort) -> Result<Option<Measured>> {
-        let mut graphs = self.graphs(work, op, true)?;
+    fn measure_cold(&mut self, task: &mut Task<'_, Cuda>, effort: Effort) -> Result<Option<Measured>> {
+        let mut graphs = self.graphs(task, true)?;
         graphs.push(self.capture(Call::Nothing, true)?);
         let mut samples = self.times(&mut graphs, effort.rounds)?;
         let flush = samples.pop().map_or(0.0, |flush| flush.median());

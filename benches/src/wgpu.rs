@@ -1,18 +1,17 @@
 //! Timing the wgpu backend: submissions of 20 calls, by the GPU's clock where the adapter has timestamp queries and by
 //! the wall clock, beside wgpu's own copy.
 
-use crate::cases::Op;
 use crate::stats::{Effort, Job, Samples, interleave};
-use crate::target::{Clock, Measured, Target};
-use crate::work::Work;
+use crate::target::{Clock, Measured, Target, Task};
 use crate::{Error, Result, machine};
 use moe_core::{Dev, DeviceSpec, Queue};
-use moe_wgpu::Wgpu;
 use moe_wgpu::wgpu::{
     self, Buffer, BufferDescriptor, BufferUsages, COPY_BUFFER_ALIGNMENT, CommandEncoder, CommandEncoderDescriptor,
     Features, MapMode, PollType, QuerySet, QuerySetDescriptor, QueryType,
 };
+use moe_wgpu::{Wgpu, WgpuDevice};
 use std::sync::mpsc;
+use std::time::Duration;
 
 /// Calls in a submission.
 const CALLS: usize = 20;
@@ -40,14 +39,14 @@ impl WgpuTarget {
     }
 
     /// Microseconds per call by the GPU's clock: ours, and the copy's if there is one. They take turns.
-    fn gpu_times(&mut self, work: &mut Work<Wgpu>, op: Op, effort: Effort) -> Result<Option<(Samples, Samples)>> {
+    fn gpu_times(&mut self, task: &mut Task<'_, Wgpu>, effort: Effort) -> Result<Option<(Samples, Samples)>> {
         let Self { device, copy, clock: Some(clock), .. } = self else { return Ok(None) };
-        let len = rounded(work.copy_len(op));
+        let len = rounded(task.copy_len());
         let (mut ours, mut copies) = (Samples::default(), Samples::default());
         for round in 0..=effort.rounds {
             let us = clock.time(|encoder| {
                 let mut queue = device.adopt_queue(device.raw().record(encoder))?;
-                (0..CALLS).try_for_each(|_| work.run(op, &mut queue))
+                (0..CALLS).try_for_each(|_| task.run(&mut queue))
             })?;
             let copy_us = match copy {
                 Some((from, to)) => Some(clock.time(|encoder| {
@@ -66,11 +65,11 @@ impl WgpuTarget {
     }
 
     /// Microseconds per call by the wall clock, recording included.
-    fn wall_times(&mut self, work: &mut Work<Wgpu>, op: Op, effort: Effort) -> Result<(Samples, Samples)> {
+    fn wall_times(&mut self, task: &mut Task<'_, Wgpu>, effort: Effort) -> Result<(Samples, Samples)> {
         let Self { device, queue, copy, .. } = self;
-        let (device, len) = (device.raw(), rounded(work.copy_len(op)));
+        let (device, len) = (device.raw(), rounded(task.copy_len()));
         let mut jobs = vec![Job::new(|| {
-            (0..CALLS).try_for_each(|_| work.run(op, queue))?;
+            (0..CALLS).try_for_each(|_| task.run(queue))?;
             Ok(queue.synchronize()?)
         })];
         if let Some((from, to)) = copy {
@@ -193,10 +192,27 @@ impl Target for WgpuTarget {
         Ok(())
     }
 
-    fn measure(&mut self, work: &mut Work<Wgpu>, op: Op, _peers: Vec<Job<'_>>, effort: Effort) -> Result<Measured> {
+    fn raw(&self) -> &WgpuDevice {
+        self.device.raw()
+    }
+
+    fn sample(&mut self, task: &mut Task<'_, Wgpu>) -> Result<f64> {
+        let effort = Effort { rounds: 1, budget: Duration::ZERO, sample: Duration::from_millis(1) };
+        let copy = self.copy.take();
+        let gpu = self.gpu_times(task, effort);
+        let samples = match gpu {
+            Ok(Some((ours, _))) => Ok(ours),
+            Ok(None) => self.wall_times(task, effort).map(|(ours, _)| ours),
+            Err(error) => Err(error),
+        };
+        self.copy = copy;
+        Ok(samples?.median())
+    }
+
+    fn measure(&mut self, task: &mut Task<'_, Wgpu>, _peers: Vec<Job<'_>>, effort: Effort) -> Result<Measured> {
         self.queue.synchronize()?;
-        let gpu = self.gpu_times(work, op, effort)?;
-        let wall = self.wall_times(work, op, effort)?;
+        let gpu = self.gpu_times(task, effort)?;
+        let wall = self.wall_times(task, effort)?;
         let copies = |copy: Samples| if copy.is_empty() { vec![] } else { vec![("copy", copy)] };
         Ok(match gpu {
             Some((ours, copy)) => {

@@ -3,6 +3,7 @@
 use crate::Result;
 use crate::cases::{Case, Op, Rows, SCALE_BLOCK};
 use crate::routing::Ids;
+use crate::target::Task;
 use moe_core::float8::F8E4M3;
 use moe_core::half::{bf16, f16};
 use moe_core::{Backend, Buf, Element, Float, Limits, PermuteBackend, PlanSpec, Queue, RoutePlan, Routing, Workspace};
@@ -186,6 +187,11 @@ impl<B: PermuteBackend> Work<B> {
         self.bytes(op).div_ceil(2)
     }
 
+    /// An operation, to be timed.
+    pub fn task(&mut self, op: Op) -> Task<'_, B> {
+        Task::new(self.copy_len(op), move |queue| self.run(op, queue))
+    }
+
     /// Enqueues an operation.
     ///
     /// # Errors
@@ -208,7 +214,11 @@ impl<B: Backend, T: Float> FloatRows<B, T> {
 }
 
 /// Values between -1 and 1 that repeat after an odd number of elements, so that rows differ.
-fn filled<B: Backend, T: Element>(queue: &mut Queue<'_, B>, len: usize, from: impl Fn(f32) -> T) -> Result<Buf<B, T>> {
+pub(crate) fn filled<B: Backend, T: Element>(
+    queue: &mut Queue<'_, B>,
+    len: usize,
+    from: impl Fn(f32) -> T,
+) -> Result<Buf<B, T>> {
     const TILE: usize = (1 << 16) + 1;
     let tile: Vec<T> = (0..TILE.min(len)).map(|i| from((i * 37 % 201) as f32 / 100.0 - 1.0)).collect();
     let mut buf = queue.zeros(len)?;

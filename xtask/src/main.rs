@@ -27,14 +27,18 @@ usage: cargo xtask COMMAND [OPTIONS]
              --tokens N               only the first N tokens
              --data DIR               where the recorded files are (default benches/data)
   bench    all backends and peers side by side; `cargo xtask bench --help` lists its options
+             --tune                   measures the thresholds of the kernels on this machine, for `doctor --table`
   doctor   which backends this machine has and why not the others, and which one is chosen for a layer
              --model NAME             dsv3 (default), qwen3-30b, mixtral
-             --tokens N               largest batch (default 4096)
+             --tokens N --typical N   largest batch (default 4096), and what it mostly has (default the same)
+             --top-k N --experts N --local-experts N --hidden N   other sizes than the model's
+             --op A,B                 of plan, gather, weighted-gather, combine, combine_grad (default: all of a layer)
+             --layout LAYOUT          packed (default), aligned:N, padded:N
              --dtype TYPE             bf16 (default), f16, f32, f8e4m3, f8e5m2
              --training               the gradients as well
              --backend NAME[:INDEX]   this one and no other
              --prefer NAME[:INDEX]    this one where it can do the work
-             --table FILE             measured values of the kernels' thresholds
+             --table FILE             measured thresholds, as `bench --tune` writes them: shows what they change
   eplb     what balancing experts over GPUs gains, on recorded and on drifting routing; a table and a picture
              --trace recorded|drift   only one of them
              --gpus N --nodes N --groups N --replicas N

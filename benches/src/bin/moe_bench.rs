@@ -3,7 +3,7 @@
 
 use moe_benches::args::{Args, HELP};
 use moe_benches::report::Report;
-use moe_benches::{Result, figures, html, suite, table};
+use moe_benches::{Result, figures, html, suite, table, tune};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -21,6 +21,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<bool> {
     if args.help {
         print!("{HELP}");
+        return Ok(true);
+    }
+    if args.tune {
+        tune::run(args)?;
         return Ok(true);
     }
     let others = args.merge.iter().map(|path| Report::load(path)).collect::<Result<Vec<_>>>()?;
