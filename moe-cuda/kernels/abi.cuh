@@ -40,10 +40,10 @@ typedef unsigned long long u64;
 
 #define MOE_NO_CAPACITY 0xffffffffu
 
-// A plan build. 160 bytes.
+// A plan build. 184 bytes.
 struct MoePlanParams {
     u64 ids;               // [tokens, k] of id_dtype
-    u64 expert_map;        // i32 [experts] or 0
+    u64 expert_map;        // i32 [physical_experts] or 0
     u64 valid_tokens;      // i32 [1] or 0
     u64 keep;              // u8 [tokens * k] or 0: a route whose byte is 0 counts as over capacity
     u64 over_max_routes;   // u32 [1] or 0: copied to status[4]; 0 writes zero there
@@ -58,7 +58,7 @@ struct MoePlanParams {
     u32 tokens;
     u32 k;
     u32 experts;
-    u32 local_experts;     // equals experts where expert_map is 0
+    u32 local_experts;     // equals physical_experts where expert_map is 0
     u32 rows;              // R
     u32 id_dtype;
     u32 layout;
@@ -68,6 +68,32 @@ struct MoePlanParams {
     u32 rank_warps;        // warps that rank at a time; see ABI.md
     u32 share;             // blocks that share a chunk (moe_permute_grid), else 1
     u64 order;             // i32 pairs (row, route) [tokens * k] or 0 (moe_plan_grid)
+    u64 log2phy;           // i32 [experts, copies] or 0: the physical experts of each expert
+    u64 logcnt;            // i32 [experts]: how many of them there are, 1 to copies
+    u32 copies;
+    u32 physical_experts;  // equals experts where log2phy is 0
+};
+
+// Which routes stay by weight. 64 bytes.
+struct MoeKeepParams {
+    u64 weights;           // [routes] of weight_dtype
+    u64 source;            // i32 [routes]: the routes of each local expert, ascending
+    u64 expert_offsets;    // i32 [local_experts]: where those of an expert begin
+    u64 tokens_per_expert; // i32 [local_experts]
+    u64 keys;              // u32 [routes]: scratch
+    u64 keep;              // u8 [routes]: 1 for the routes that stay, 0 for the others that are listed
+    u32 routes;
+    u32 local_experts;
+    u32 capacity;
+    u32 weight_dtype;
+};
+
+// Adding a plan's load to sums. 24 bytes.
+struct MoeAddLoadParams {
+    u64 load;              // i32 [experts], as a plan has it
+    u64 sums;              // u32 [experts]
+    u32 experts;
+    u32 reserved;
 };
 
 // Rows to be copied. 48 bytes.
@@ -81,7 +107,7 @@ struct MoeRows {
     u32 splits;         // blocks that share a row (moe_gather_*, moe_permute_small_*); at least 1
 };
 
-// Plan and rows in one launch. 256 bytes.
+// Plan and rows in one launch. 280 bytes.
 struct MoePermuteParams {
     struct MoePlanParams plan;
     struct MoeRows rows[2];   // rows[1] is the side-car (scales); row_bytes 0 where there is none
@@ -178,9 +204,11 @@ struct MoeFillParams {
     u32 reserved;
 };
 
-static_assert(sizeof(MoePlanParams) == 160, "");
+static_assert(sizeof(MoePlanParams) == 184, "");
+static_assert(sizeof(MoeKeepParams) == 64, "");
+static_assert(sizeof(MoeAddLoadParams) == 24, "");
 static_assert(sizeof(MoeRows) == 48, "");
-static_assert(sizeof(MoePermuteParams) == 256, "");
+static_assert(sizeof(MoePermuteParams) == 280, "");
 static_assert(sizeof(MoeGatherParams) == 176, "");
 static_assert(sizeof(MoeCombineParams) == 136, "");
 static_assert(sizeof(MoeCombineGradParams) == 160, "");

@@ -38,12 +38,25 @@ MOE_DEV i32 moe_route_id(const MoePlanParams &p, u32 x) {
     }
 }
 
+// The physical expert of a route to expert `id`, or MOE_ROUTE_INVALID: copies of an expert take turns by t + k.
+MOE_DEV i32 moe_route_copy(const MoePlanParams &p, i32 id, u32 x) {
+    u32 count = ((const u32 *)p.logcnt)[id];
+    if (count - 1 >= p.copies) return MOE_ROUTE_INVALID; // 0 wraps
+    u32 turn = (x / p.k + x % p.k) % count;
+    u32 physical = ((const u32 *)p.log2phy)[(u64)(u32)id * p.copies + turn];
+    return physical < p.physical_experts ? (i32)physical : MOE_ROUTE_INVALID;
+}
+
 // From an id (as moe_route_id gives it) to the local expert, or what became of the route.
 MOE_DEV i32 moe_route_local(const MoePlanParams &p, i32 id, u32 x) {
     if (id < 0) return id;
     i32 local = id;
+    if (p.log2phy) {
+        local = moe_route_copy(p, id, x);
+        if (local < 0) return local;
+    }
     if (p.expert_map) {
-        local = ((const i32 *)p.expert_map)[id];
+        local = ((const i32 *)p.expert_map)[local];
         if (local == -1) return MOE_ROUTE_NON_LOCAL;
     }
     if ((u32)local >= p.local_experts) return MOE_ROUTE_INVALID;

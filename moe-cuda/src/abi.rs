@@ -52,7 +52,7 @@ macro_rules! blocks {
 
 blocks! {
     /// A plan build.
-    PlanParams: 160 {
+    PlanParams: 184 {
         ids: u64,
         expert_map: u64,
         valid_tokens: u64,
@@ -79,6 +79,32 @@ blocks! {
         rank_warps: u32,
         share: u32,
         order: u64,
+        log2phy: u64,
+        logcnt: u64,
+        copies: u32,
+        physical_experts: u32,
+    }
+
+    /// Which routes stay by weight.
+    KeepParams: 64 {
+        weights: u64,
+        source: u64,
+        expert_offsets: u64,
+        tokens_per_expert: u64,
+        keys: u64,
+        keep: u64,
+        routes: u32,
+        local_experts: u32,
+        capacity: u32,
+        weight_dtype: u32,
+    }
+
+    /// Adding a plan's load to sums.
+    AddLoadParams: 24 {
+        load: u64,
+        sums: u64,
+        experts: u32,
+        reserved: u32,
     }
 
     /// Rows to be copied.
@@ -93,7 +119,7 @@ blocks! {
     }
 
     /// Plan and rows in one launch.
-    PermuteParams: 256 {
+    PermuteParams: 280 {
         plan: PlanParams,
         rows: [RowsParams; 2],
     }
@@ -227,6 +253,8 @@ mod tests {
     fn parameter_blocks_have_the_fields_of_the_header_in_its_order() {
         for (c, rust) in [
             ("MoePlanParams", "PlanParams"),
+            ("MoeKeepParams", "KeepParams"),
+            ("MoeAddLoadParams", "AddLoadParams"),
             ("MoeRows", "RowsParams"),
             ("MoePermuteParams", "PermuteParams"),
             ("MoeGatherParams", "GatherParams"),

@@ -46,8 +46,10 @@ mod device;
 mod error;
 mod gather;
 mod health;
+mod keep;
 mod launch;
 mod lend;
+mod load;
 mod memory;
 mod modules;
 mod plan;
@@ -67,8 +69,10 @@ pub use lend::{Lend, LendMut, Refused};
 pub use ptx::SHA256SUMS;
 pub use queue::CudaQueue;
 
-use moe_core::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, RawRows, RawRowsMut, ZeroTailArgs};
-use moe_core::{Backend, Limits, PermuteBackend, Result};
+use moe_core::raw::{
+    BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, PlanRef, RawRows, RawRowsMut, Section, ZeroTailArgs,
+};
+use moe_core::{Backend, Capacity, Limits, PermuteBackend, Result};
 
 /// The CUDA backend.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +107,14 @@ unsafe impl PermuteBackend for Cuda {
         plan::scratch_bytes(queue, limits)
     }
 
+    fn supports_capacity(capacity: &Capacity) -> bool {
+        matches!(capacity, Capacity::ByRoute(_) | Capacity::ByWeight(_))
+    }
+
+    fn supports_replicas() -> bool {
+        true
+    }
+
     unsafe fn build(queue: &mut CudaQueue, plan: PlanMut<'_, Self>, args: BuildArgs<'_, Self>) -> Result<()> {
         // SAFETY: the caller's promises are passed on.
         unsafe { plan::build(queue, plan, args) }
@@ -126,6 +138,16 @@ unsafe impl PermuteBackend for Cuda {
     unsafe fn zero_tail(queue: &mut CudaQueue, args: ZeroTailArgs<'_, Self>) -> Result<()> {
         // SAFETY: the caller's promises are passed on.
         unsafe { gather::zero_tail(queue, args) }
+    }
+
+    unsafe fn add_load(
+        queue: &mut CudaQueue,
+        plan: PlanRef<'_, Self>,
+        sums: &mut CudaBuffer,
+        at: Section,
+    ) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { load::add_load(queue, plan, sums, at) }
     }
 
     unsafe fn permute(

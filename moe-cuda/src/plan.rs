@@ -2,10 +2,9 @@
 
 use crate::abi::{self, PermuteParams, PlanParams, RowsParams};
 use crate::buffer::CudaRegion;
-use crate::gather;
 use crate::launch::Launch;
 use crate::thresholds::{self, PlanCut, PlanSize, Way};
-use crate::{Cuda, CudaQueue};
+use crate::{Cuda, CudaQueue, gather, keep};
 use moe_core::raw::{BuildArgs, GatherArgs, PlanArrays, PlanMut, PlanRef, RawRows, RawRowsMut, RawView, Section};
 use moe_core::{Buffer, Capacity, DType, Error, Layout, Limits, Region, Result};
 use std::ops::Range;
@@ -26,7 +25,7 @@ impl<'a> PlanAddress<'a> {
         Self { base, arrays: plan.arrays }
     }
 
-    fn at(&self, section: Section) -> u64 {
+    pub(crate) fn at(&self, section: Section) -> u64 {
         self.base + section.offset as u64
     }
 
@@ -53,13 +52,23 @@ pub(crate) fn optional<'r>(launch: &mut Launch<'r>, view: Option<&'r RawView<'_,
     view.map_or(Ok(0), |view| launch.read(&view.region))
 }
 
-fn params<'r>(
+/// What a plan kernel finds or leaves in scratch, besides what it works with.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InScratch {
+    /// A byte for each route, which says whether it stays: read.
+    pub(crate) keep: Option<Range<usize>>,
+    /// The list of the plan's rows, 8 bytes for each route: written.
+    pub(crate) list: Option<Range<usize>>,
+}
+
+pub(crate) fn params<'r>(
     launch: &mut Launch<'r>,
     op: &'static str,
     arrays: &PlanArrays,
     buffer: &'r mut crate::CudaRegionMut<'_>,
     args: &'r mut BuildArgs<'_, Cuda>,
     cut: &PlanCut,
+    ranges: &InScratch,
 ) -> Result<PlanParams> {
     let shape = &arrays.shape;
     let (layout, align) = match shape.layout {
@@ -70,7 +79,7 @@ fn params<'r>(
     };
     let capacity = match shape.capacity {
         None => abi::NO_CAPACITY,
-        Some(Capacity::ByRoute(c)) => c as u32,
+        Some(Capacity::ByRoute(c) | Capacity::ByWeight(c)) => c as u32,
         Some(other) => return Err(unsupported(op, format!("the capacity {other:?}"))),
     };
     let id_dtype = match args.ids.dtype {
@@ -80,10 +89,17 @@ fn params<'r>(
     };
     let base = launch.write(buffer)?;
     let at = |section: Section| base + section.offset as u64;
+    let scratch = launch.write(&mut args.scratch)?;
+    let in_scratch = |range: &Option<Range<usize>>| range.as_ref().map_or(0, |range| scratch + range.start as u64);
+    let (log2phy, logcnt, copies) = match &args.replicas {
+        Some(r) => (launch.read(&r.log2phy.region)?, launch.read(&r.logcnt.region)?, r.width as u32),
+        None => (0, 0, 0),
+    };
     Ok(PlanParams {
         ids: launch.read(&args.ids.region)?,
         expert_map: optional(launch, args.expert_map.as_ref())?,
         valid_tokens: optional(launch, args.valid_tokens.as_ref())?,
+        keep: in_scratch(&ranges.keep),
         source: at(arrays.source),
         slot: at(arrays.slot),
         expert_offsets: at(arrays.expert_offsets),
@@ -91,7 +107,7 @@ fn params<'r>(
         m_indices: arrays.m_indices.map_or(0, at),
         status: at(arrays.status),
         logical_load: arrays.logical_load.map_or(0, at),
-        scratch: launch.write(&mut args.scratch)?,
+        scratch,
         tokens: shape.num_tokens as u32,
         k: shape.top_k as u32,
         experts: shape.num_experts as u32,
@@ -104,6 +120,11 @@ fn params<'r>(
         chunk_tokens: cut.chunk_tokens,
         rank_warps: cut.rank_warps,
         share: cut.share,
+        order: in_scratch(&ranges.list),
+        log2phy,
+        logcnt,
+        copies,
+        physical_experts: shape.num_physical_experts as u32,
         ..PlanParams::default()
     })
 }
@@ -112,7 +133,7 @@ fn unsupported(op: &'static str, what: String) -> Error {
     Error::Unsupported { op, backend: "cuda", reason: format!("there is no kernel for {what}") }
 }
 
-fn size(arrays: &PlanArrays, args: &BuildArgs<'_, Cuda>) -> PlanSize {
+pub(crate) fn size(arrays: &PlanArrays, args: &BuildArgs<'_, Cuda>) -> PlanSize {
     let shape = &arrays.shape;
     PlanSize {
         tokens: shape.num_tokens,
@@ -125,7 +146,7 @@ fn size(arrays: &PlanArrays, args: &BuildArgs<'_, Cuda>) -> PlanSize {
 }
 
 /// The kernels keep a counter for each expert in shared memory.
-fn check_experts(op: &'static str, queue: &CudaQueue, cut: &PlanCut, arrays: &PlanArrays) -> Result<()> {
+pub(crate) fn check_experts(op: &'static str, queue: &CudaQueue, cut: &PlanCut, arrays: &PlanArrays) -> Result<()> {
     let most = queue.kernels().shared_memory;
     if cut.shape.shared as usize <= most {
         return Ok(());
@@ -137,29 +158,36 @@ fn check_experts(op: &'static str, queue: &CudaQueue, cut: &PlanCut, arrays: &Pl
 
 /// # Safety
 /// The promises of `PermuteBackend`.
-pub(crate) unsafe fn build(queue: &CudaQueue, plan: PlanMut<'_, Cuda>, mut args: BuildArgs<'_, Cuda>) -> Result<()> {
+pub(crate) unsafe fn build(
+    queue: &CudaQueue,
+    mut plan: PlanMut<'_, Cuda>,
+    mut args: BuildArgs<'_, Cuda>,
+) -> Result<()> {
+    let op = "build";
     let cut = size(plan.arrays, &args).plan(&queue.thresholds(), queue.kernels().multiprocessors);
-    // SAFETY: the caller's promises are passed on; the cut is of this plan.
-    unsafe { build_cut(queue, "build", plan, &mut args, &cut, None) }
+    // SAFETY: the caller's promises are passed on.
+    let keep = unsafe { keep::mark(queue, op, &mut plan, &mut args) }?;
+    // SAFETY: likewise; the cut is of this plan, and the marks lie in its scratch.
+    unsafe { build_cut(queue, op, plan, &mut args, &cut, &InScratch { keep, list: None }) }
 }
 
-/// Builds a plan, and a list of its rows at this place in scratch.
+/// Builds a plan.
 ///
 /// # Safety
-/// The promises of `PermuteBackend`. The cut is that of this plan; the list has 8 bytes for each route.
+/// The promises of `PermuteBackend`. The cut is that of this plan; the ranges are inside of scratch, apart from what the
+/// kernel works with.
 unsafe fn build_cut(
     queue: &CudaQueue,
     op: &'static str,
     plan: PlanMut<'_, Cuda>,
     args: &mut BuildArgs<'_, Cuda>,
     cut: &PlanCut,
-    list: Option<&Range<usize>>,
+    ranges: &InScratch,
 ) -> Result<()> {
     check_experts(op, queue, cut, plan.arrays)?;
     let mut region = plan.buffer.region_mut();
     let mut launch = Launch::new(queue, op)?;
-    let mut params = params(&mut launch, op, plan.arrays, &mut region, args, cut)?;
-    params.order = list.map_or(0, |list| params.scratch + list.start as u64);
+    let params = params(&mut launch, op, plan.arrays, &mut region, args, cut, ranges)?;
     // SAFETY: a plan kernel takes `PlanParams`; addresses are from this launch; sizes are those that moe-core checked.
     unsafe { launch.launch(cut.kernel, cut.shape, params) }
 }
@@ -182,12 +210,15 @@ pub(crate) unsafe fn permute(
         16 => size.permute(&tuned, multiprocessors, moved.row_bytes as usize),
         _ => Way::Apart,
     };
+    // SAFETY: the caller's promises are passed on.
+    let keep = unsafe { keep::mark(queue, op, &mut plan, &mut args) }?;
     let (cut, list) = match way {
         Way::Together { cut, splits } => {
             check_experts(op, queue, &cut, arrays)?;
             let mut region = plan.buffer.region_mut();
             let mut launch = Launch::new(queue, op)?;
-            let plan = params(&mut launch, op, arrays, &mut region, &mut args, &cut)?;
+            let ranges = InScratch { keep, list: None };
+            let plan = params(&mut launch, op, arrays, &mut region, &mut args, &cut, &ranges)?;
             moved.input = launch.read(&rows.region)?;
             moved.output = launch.write(&mut out.region)?;
             moved.splits = splits;
@@ -199,9 +230,11 @@ pub(crate) unsafe fn permute(
         Way::Listed(cut) => (cut, Some(thresholds::list_in_scratch(args.scratch.len, arrays.shape.num_routes()))),
         Way::Apart => (size.plan(&tuned, multiprocessors), None),
     };
-    // SAFETY: the caller's promises are passed on; the cut is of this plan, and scratch for such limits has the list.
-    unsafe { build_cut(queue, op, plan.reborrow(), &mut args, &cut, list.as_ref()) }?;
-    let list = list.map(|list| args.scratch.slice(list));
+    let ranges = InScratch { keep, list };
+    // SAFETY: the caller's promises are passed on; the cut is of this plan, and scratch for such limits has the marks
+    // and the list.
+    unsafe { build_cut(queue, op, plan.reborrow(), &mut args, &cut, &ranges) }?;
+    let list = ranges.list.map(|list| args.scratch.slice(list));
     let args = GatherArgs { plan: plan.as_ref(), rows: rows.shorten(), weights: None, out: out.shorten() };
     // SAFETY: likewise; the plan is the one that was just built, and the list, if any, its own. There is one only with
     // rows whose addresses and strides are multiples of 16.

@@ -18,6 +18,8 @@ macro_rules! sources {
 
 sources! {
     PLAN = "plan";
+    KEEP = "keep";
+    LOAD = "load";
     PERMUTE = "permute";
     GATHER = "gather";
     COMBINE = "combine";
@@ -50,6 +52,8 @@ macro_rules! kernels {
 kernels! {
     PlanSmall = "moe_plan_small" in PLAN,
     PlanGrid = "moe_plan_grid" in PLAN,
+    KeepByWeight = "moe_keep_by_weight" in KEEP,
+    AddLoad = "moe_add_load" in LOAD,
     PermuteTiny = "moe_permute_tiny" in PERMUTE,
     PermuteSmall = "moe_permute_small" in PERMUTE,
     PermuteGrid = "moe_permute_grid" in PERMUTE,

@@ -12,6 +12,7 @@ use crate::ptx::Kernel;
 pub(crate) use knobs::{KNOBS, Thresholds};
 use knobs::{LEAST_LISTED_ROUTES, LEAST_SMALL_ROUTES};
 pub(crate) use paths::paths;
+use std::ops::Range;
 
 /// Routes that a block of a plan ranks at least, as long as there are multiprocessors.
 const ROUTES_PER_BLOCK: usize = 1_024;
@@ -166,23 +167,37 @@ impl PlanSize {
     }
 }
 
-/// Bytes of scratch for plans of up to these sizes: the call's number, a table with a row for each chunk, and the list of
-/// rows. The table's words are told from those of earlier calls by the number that they carry, so the list lies where no
-/// table ever does: at the end.
+/// Bytes of scratch for plans of up to these sizes: the call's number, a table with a row for each chunk, then the list
+/// of rows or the routes of each expert, and the marks of routes that stay. The table's words are told from those of
+/// earlier calls by the number that they carry, so the rest lies where no table ever does: at the end.
 pub(crate) fn scratch_bytes(max_routes: usize, max_experts: usize, multiprocessors: u32) -> usize {
-    if max_routes <= LEAST_SMALL_ROUTES {
-        return 0; // no kernel that exchanges counts is used, whatever top_k is
-    }
     let multiprocessors = multiprocessors as usize;
-    let table = 256 + 4 * max_routes.min(multiprocessors) * (2 * max_experts.next_multiple_of(8) + 4);
+    let table = match max_routes {
+        // No kernel that exchanges counts is used, whatever top_k is.
+        ..=LEAST_SMALL_ROUTES => 0,
+        _ => 256 + 4 * max_routes.min(multiprocessors) * (2 * max_experts.next_multiple_of(8) + 4),
+    };
     let listed =
         if max_routes < LEAST_LISTED_ROUTES { 0 } else { max_routes.min(MOST_ROUTES_OF_CHUNK * multiprocessors) };
-    table + 8 * listed
+    let sorted = 4 * max_routes.next_multiple_of(2);
+    table + sorted.max(8 * listed) + max_routes.next_multiple_of(8)
 }
 
-/// Where in such scratch the list of a plan's rows is.
-pub(crate) fn list_in_scratch(bytes: usize, routes: usize) -> std::ops::Range<usize> {
-    let end = bytes & !7;
+/// Where in such scratch the marks of routes that stay are, a byte for each.
+pub(crate) fn keep_in_scratch(bytes: usize, routes: usize) -> Range<usize> {
+    let start = (bytes & !7) - routes.next_multiple_of(8);
+    start..start + routes
+}
+
+/// Where the routes of each expert are that are chosen from, 4 bytes for each.
+pub(crate) fn sorted_in_scratch(bytes: usize, routes: usize) -> Range<usize> {
+    let end = keep_in_scratch(bytes, routes).start;
+    end - 4 * routes..end
+}
+
+/// Where the list of a plan's rows is, 8 bytes for each route.
+pub(crate) fn list_in_scratch(bytes: usize, routes: usize) -> Range<usize> {
+    let end = keep_in_scratch(bytes, routes).start;
     end - 8 * routes..end
 }
 
