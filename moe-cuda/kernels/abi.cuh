@@ -46,7 +46,7 @@ struct MoePlanParams {
     u64 expert_map;        // i32 [physical_experts] or 0
     u64 valid_tokens;      // i32 [1] or 0
     u64 keep;              // u8 [tokens * k] or 0: a route whose byte is 0 counts as over capacity
-    u64 over_max_routes;   // u32 [1] or 0: copied to status[4]; 0 writes zero there
+    u64 over_max_routes;   // u32 [1] or 0: copied to status[4], and masked ids do not count; 0 writes zero there
     u64 source;            // i32 [rows]
     u64 slot;              // i32 [tokens * k]
     u64 expert_offsets;    // i32 [local_experts + 1]

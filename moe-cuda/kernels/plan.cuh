@@ -207,9 +207,10 @@ MOE_DEV void moe_layout(const MoePlanParams &p, const MoePlanShared &s, u32 part
         for (u32 r = s.total[e] + at; r < moe_min(moe_region_end(p, s, e), p.rows); r += width) moe_no_source(p, r);
 }
 
+// Masked ids that only fill up the routes of a mask's token count nowhere.
 MOE_DEV void moe_write_status(const MoePlanParams &p, const u32 *sums) {
     u32 *status = (u32 *)p.status;
-    if (threadIdx.x < 4) status[threadIdx.x] = sums[32 + threadIdx.x];
+    if (threadIdx.x < 4) status[threadIdx.x] = threadIdx.x == 0 && p.over_max_routes ? 0 : sums[32 + threadIdx.x];
     if (threadIdx.x == 4) status[4] = p.over_max_routes ? *(const u32 *)p.over_max_routes : 0;
 }
 

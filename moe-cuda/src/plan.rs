@@ -100,6 +100,7 @@ pub(crate) fn params<'r>(
         expert_map: optional(launch, args.expert_map.as_ref())?,
         valid_tokens: optional(launch, args.valid_tokens.as_ref())?,
         keep: in_scratch(&ranges.keep),
+        over_max_routes: optional(launch, args.mask_overflow.as_ref())?,
         source: at(arrays.source),
         slot: at(arrays.slot),
         expert_offsets: at(arrays.expert_offsets),
@@ -125,7 +126,6 @@ pub(crate) fn params<'r>(
         logcnt,
         copies,
         physical_experts: shape.num_physical_experts as u32,
-        ..PlanParams::default()
     })
 }
 

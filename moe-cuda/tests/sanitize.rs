@@ -5,8 +5,11 @@ mod common;
 
 use common::{Rng, device};
 use half::{bf16, f16};
+use moe_core::eplb::LoadRecorder;
 use moe_core::float8::{F8E4M3, F8E5M2};
-use moe_core::{Buf, CombineInput, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Routing, Workspace};
+use moe_core::{
+    Buf, Capacity, CombineInput, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Routing, Workspace,
+};
 use moe_cuda::{Cuda, kernels_launched};
 
 const CANARY: usize = 32;
@@ -109,6 +112,40 @@ fn eights<T: CombineInput>(queue: &mut Queue<'_, Cuda>, case: Case) {
     one::<T, bf16>(queue, &plan, case);
 }
 
+/// Copies of experts, of which some cannot be followed, a capacity by weight with many ties, and a sum of the load.
+fn builders<T: Float>(queue: &mut Queue<'_, Cuda>, case: Case, capacity: usize) {
+    let Case { tokens, top_k, experts, hidden: h, .. } = case;
+    let (mut rng, width, n) = (Rng(4), 3, tokens * top_k);
+    let physical = experts + 2;
+    let mut workspace = Workspace::new(queue, Limits::new(tokens, top_k, physical)).unwrap();
+    let spec = PlanSpec::new(tokens, top_k, experts).physical_experts(physical).layout(case.layout);
+    let spec = spec.capacity(Capacity::ByWeight(capacity)).with_m_indices().with_logical_load();
+    let log2phy: Vec<i32> = (0..experts * width).map(|_| rng.below(physical + 2) as i32 - 1).collect();
+    let logcnt: Vec<i32> = (0..experts).map(|_| rng.below(width + 2) as i32).collect();
+    let weights: Vec<T> = (0..n).map(|_| T::from_f32([0.5, 0.25, -0.0, f32::NAN][rng.below(4)])).collect();
+    let ids = queue.upload(&rng.ids(n, experts)).unwrap();
+    let (log2phy, logcnt) = (queue.upload(&log2phy).unwrap(), queue.upload(&logcnt).unwrap());
+    let (weights, x) = (queue.upload(&weights).unwrap(), queue.upload(&rng.floats::<T>(tokens * h)).unwrap());
+    let routing = || {
+        let copies = log2phy.rows(width).unwrap();
+        Routing::top_k(ids.view()).replicas(copies, logcnt.view()).capacity_weights(weights.view())
+    };
+    let mut plan = RoutePlan::new(queue, &mut workspace, spec, routing()).unwrap();
+    plan.validate(queue).unwrap();
+    let mut rows = Guarded::<T>::new(queue, plan.num_rows() * h);
+    let out = rows.view(0).rows(h).unwrap();
+    plan.permute_into(queue, &mut workspace, spec, routing(), x.rows(h).unwrap(), out).unwrap();
+    plan.validate(queue).unwrap();
+    rows.check(queue);
+    let mut recorder = LoadRecorder::new(queue, 3, experts, 1).unwrap();
+    recorder.record(queue, 1, &plan).unwrap();
+    recorder.end_step(queue).unwrap();
+    let sums = recorder.wait().unwrap().unwrap();
+    let load = queue.download(plan.logical_load().unwrap()).unwrap();
+    let expected = std::iter::repeat_n(0, experts).chain(load.iter().map(|n| *n as u64)).chain(vec![0; experts]);
+    assert!(sums.sums().iter().copied().eq(expected), "sums of layers beside it are touched");
+}
+
 #[test]
 fn every_kernel_stays_inside_of_its_memory() {
     let Some(device) = device("cuda") else { return };
@@ -134,6 +171,9 @@ fn every_kernel_stays_inside_of_its_memory() {
         &mut queue,
         Case { top_k: 512, experts: 40, hidden: 2_052, layout: Layout::Padded(8), tokens: 64, ..base },
     );
+    builders::<f32>(&mut queue, base, 3);
+    builders::<f16>(&mut queue, Case { top_k: 33, layout: Layout::Packed, ..base }, 40); // more than a batch of routes
+    builders::<bf16>(&mut queue, Case { tokens: 64, top_k: 33, experts: 40, layout: Layout::Padded(8), ..base }, 20);
     eights::<F8E4M3>(&mut queue, base);
     eights::<F8E5M2>(&mut queue, base);
     queue.synchronize().unwrap();

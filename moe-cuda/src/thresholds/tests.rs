@@ -140,7 +140,7 @@ fn scratch_holds_every_table_and_list_within_its_limits_apart() {
     for multiprocessors in [1, 14, 132] {
         for (max_routes, max_experts) in [(1, 1), (32, 256), (33, 7), (1_024, 8), (32_767, 4_096), (1 << 21, 4_096)] {
             let have = scratch_bytes(max_routes, max_experts, multiprocessors);
-            let (mut tables, mut lists) = (0, have);
+            let (mut tables, mut lists) = (0, sorted_in_scratch(have, max_routes).start);
             let fits = |size: &PlanSize| size.routes() <= max_routes && size.experts <= max_experts;
             for (tuned, size) in tuned_sizes().filter(|(_, size)| fits(size)) {
                 let mut table = |cut: &PlanCut| {
@@ -156,9 +156,9 @@ fn scratch_holds_every_table_and_list_within_its_limits_apart() {
                         Way::Listed(cut) => {
                             table(&cut);
                             let list = list_in_scratch(have, size.routes());
-                            assert!(
-                                list.end <= have && list.start.is_multiple_of(8) && list.len() == 8 * size.routes()
-                            );
+                            let keep = keep_in_scratch(have, size.routes());
+                            assert!(list.end <= keep.start && keep.end <= have && keep.len() == size.routes());
+                            assert!(list.start.is_multiple_of(8) && list.len() == 8 * size.routes());
                             lists = lists.min(list.start);
                         }
                         Way::Apart => {}
