@@ -23,7 +23,7 @@ pub(crate) fn combine_grad(queue: &CpuQueue, args: CombineGradArgs<'_, Cpu>) {
     queue.run(bytes, |tier| kernels::combine_grad(tier, &kernel_args, grad_rows, grad_weights));
 }
 
-fn weights_mut(view: RawViewMut<'_, Cpu>) -> WeightsMut<'_> {
+pub(crate) fn weights_mut(view: RawViewMut<'_, Cpu>) -> WeightsMut<'_> {
     match view.dtype {
         DType::F16 => WeightsMut::F16(typed_mut(view.region.0)),
         DType::BF16 => WeightsMut::Bf16(typed_mut(view.region.0)),

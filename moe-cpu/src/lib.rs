@@ -35,7 +35,7 @@ mod kernels;
 pub mod matmul;
 mod plan;
 mod queue;
-pub mod router;
+mod router;
 mod routes;
 
 pub use buffer::{CpuBuffer, CpuRegion, CpuRegionMut};

@@ -11,6 +11,7 @@
 //! | [`combine_grad`] | the gradients of `combine` for its rows and its weights |
 //! | [`expand_mask`], [`expand_chunks`] | mask maps and chunk sizes to ids; [`scatter_mask`] is the former's way back |
 //! | [`block_table`], [`split_sizes`] | further index arrays of a plan |
+//! | [`route`], [`router_losses`], [`router_grad`] | logits to ids and weights, and the way back |
 //! | [`zero_rows`] | zeroes a range of rows |
 //! | [`copy_memcpy`], [`copy_streaming`] | parallel copies, the floor that a benchmark measures beside the others |
 //!
@@ -28,6 +29,7 @@ mod grad;
 mod parallel;
 mod place;
 mod route;
+mod router;
 mod rows;
 mod simd;
 #[cfg(target_arch = "x86_64")]
@@ -48,6 +50,9 @@ pub(crate) use elem::Elem;
 pub(crate) use expand::{Expand, MaskBits, expand_chunks, expand_mask, scatter_mask};
 pub(crate) use gather::{Gather, gather, zero_rows};
 pub(crate) use grad::{CombineGrad, combine_grad};
+pub(crate) use router::{
+    LossGrads, Losses, Route, RouteOut, RouterGrad, RouterLosses, route, router_grad, router_losses,
+};
 pub(crate) use rows::{Placement, Rows, RowsMut, Weights, WeightsMut};
 pub(crate) use sort::{Capacity, Copies, Ids, Layout, PlanArgs, PlanOut, plan, plan_scratch_bytes};
 pub(crate) use thresholds::{INSTRUCTIONS, KNOBS, STREAM_BYTES, STREAM_ROW, TASK_BYTES, Thresholds};

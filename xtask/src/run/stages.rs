@@ -3,9 +3,9 @@
 use super::layer::Layer;
 use super::trace::Trace;
 use moe_core::{
-    Buf, Dev, DeviceSpec, Element, Float, Limits, PermuteBackend, PlanSpec, Queue, RoutePlan, Routing, Workspace,
+    Buf, Dev, DeviceSpec, Element, Float, Limits, PermuteBackend, PlanSpec, Queue, RoutePlan, Router, Routing, Workspace,
 };
-use moe_cpu::{Cpu, CpuQueue, matmul::grouped_matmul, router::softmax_top_k};
+use moe_cpu::{Cpu, CpuQueue, matmul::grouped_matmul};
 use std::time::{Duration, Instant};
 
 /// What the layer answered.
@@ -42,7 +42,7 @@ pub(crate) fn forward<B: PermuteBackend, T: Float>(
 /// Everything that a pass reuses.
 struct LayerRun<B: PermuteBackend, T: Element> {
     queue: Queue<'static, B>,
-    cpu: CpuQueue,
+    cpu: Queue<'static, Cpu>,
     workspace: Workspace<B>,
     plan: RoutePlan<B>,
     spec: PlanSpec,
@@ -71,7 +71,7 @@ impl<B: PermuteBackend, T: Float> LayerRun<B, T> {
             hidden_states: queue.upload(&hidden_states)?,
             rows: queue.zeros(plan.num_rows() * hidden_size)?,
             output: queue.zeros(trace.num_tokens * hidden_size)?,
-            cpu: Dev::<Cpu>::open(&"cpu".parse()?)?.queue()?.into_raw(),
+            cpu: Dev::<Cpu>::open(&"cpu".parse()?)?.queue()?,
             plan,
             spec: plan_spec,
             queue,
@@ -85,13 +85,14 @@ impl<B: PermuteBackend, T: Float> LayerRun<B, T> {
         let mut logits = vec![0.0; trace.num_tokens * num_experts];
         let all = [0, trace.num_tokens as i32];
         let router: &[&[f32]] = &[&layer.router];
-        grouped_matmul(&self.cpu, &trace.hidden_states, router, &all, hidden_size, &mut logits, num_experts);
+        grouped_matmul(self.cpu.raw(), &trace.hidden_states, router, &all, hidden_size, &mut logits, num_experts);
         clock.lap("router");
 
-        let mut topk_ids = vec![0; trace.num_tokens * top_k];
-        let mut topk_weights = vec![0.0; trace.num_tokens * top_k];
-        let (ids, weights) = (&mut topk_ids, &mut topk_weights);
-        softmax_top_k(&self.cpu, &logits, num_experts, top_k, layer.norm_topk_prob, ids, weights)?;
+        let logits = self.cpu.upload(&logits)?;
+        let router = Router::new(num_experts, top_k);
+        let router = if layer.norm_topk_prob { router.renormalize() } else { router };
+        let (ids, weights) = router.route(logits.rows(num_experts)?).run::<f32>(&mut self.cpu)?;
+        let (topk_ids, topk_weights) = (self.cpu.download(ids.view())?, self.cpu.download(weights.view())?);
         clock.lap("top-k");
 
         let (ids, weights) = (queue.upload(&topk_ids)?, queue.upload(&topk_weights)?);
@@ -110,7 +111,7 @@ impl<B: PermuteBackend, T: Float> LayerRun<B, T> {
         let expert_offsets = queue.download(self.plan.expert_offsets())?;
         let rows = to_f32(queue.download(self.rows.view())?);
         clock.lap("download");
-        let done = experts(&self.cpu, layer, &rows, &expert_offsets);
+        let done = experts(self.cpu.raw(), layer, &rows, &expert_offsets);
         clock.lap("experts");
         let done: Vec<T> = done.into_iter().map(T::from_f32).collect();
         queue.write(&done, self.rows.view_mut())?;
