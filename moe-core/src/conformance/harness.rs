@@ -79,6 +79,9 @@ pub(super) fn run_group<B: PermuteBackend>(
     options: &Options,
     body: fn(&mut Ctx<'_, B>),
 ) -> GroupReport {
+    if let Some((_, reason)) = options.skips.iter().find(|(skipped, _)| *skipped == name) {
+        return GroupReport { name, skipped: vec![(*reason).to_owned()], ..GroupReport::default() };
+    }
     let report = GroupReport { name, ..GroupReport::default() };
     let opened = Dev::open(spec).and_then(|device| Ok((device.queue()?, device)));
     let (queue, device) = match opened {

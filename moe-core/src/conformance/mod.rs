@@ -13,6 +13,8 @@
 //! or, with a tolerance, skips and limits, `conformance_suite!(Gpu, "gpu", options())`, where `options()` gives
 //! [`Options`]. A program that carries the suite to another machine calls [`run`] and prints the [`Report`].
 //!
+//! What has a backend trait of its own has a suite of its own: [`router`].
+//!
 //! Quick runs cover every combination of two axes (dtypes, layouts, expert maps, sizes, distributions of ids, …); full
 //! ones (`MOE_FULL=1`, or `--full` for a program) every combination of three. Groups named `bug_NN_…` protect from a
 //! bug that users of other libraries really hit.
@@ -35,49 +37,17 @@ mod recorded;
 mod report;
 mod rng;
 mod route;
+pub mod router;
+mod suite;
 mod values;
 
 pub use options::{Options, Tolerance};
 pub use recorded::{recorded_trace, recorded_vllm};
 pub use report::{Failure, GroupReport, Report};
+#[doc(hidden)]
+pub use router::expect_pass as expect_router_pass;
 
-use crate::{DeviceSpec, PermuteBackend};
-use harness::Ctx;
-
-// `$d` carries a dollar sign into the macro that this one makes.
-macro_rules! groups {
-    ($d:tt $($module:ident :: $name:ident,)*) => {
-        /// The groups of the suite, in order.
-        pub const GROUPS: &[&str] = &[$(stringify!($name)),*];
-
-        fn find<B: PermuteBackend>(name: &str) -> Option<(&'static str, for<'a, 'b> fn(&'a mut Ctx<'b, B>))> {
-            match name {
-                $(stringify!($name) => Some((stringify!($name), $module::$name::<B>)),)*
-                _ => None,
-            }
-        }
-
-        /// Expands to one test for each group of the [conformance suite](crate::conformance): the backend's type, the
-        /// device as one writes it, and if wanted an expression that gives
-        /// [`Options`](crate::conformance::Options).
-        #[macro_export]
-        macro_rules! conformance_suite {
-            ($d B:ty, $d spec:expr) => {
-                $crate::conformance_suite!($d B, $d spec, $crate::conformance::Options::from_env());
-            };
-            ($d B:ty, $d spec:expr, $d options:expr) => {
-                $(
-                    #[test]
-                    fn $name() {
-                        $crate::conformance::expect_pass::<$d B>($d spec, stringify!($name), &$d options);
-                    }
-                )*
-            };
-        }
-    };
-}
-
-groups! { $
+suite::suite! { $ conformance_suite by expect_pass for PermuteBackend:
     route::plan_arrays,
     gather::gather_copies_bits,
     gather::gather_with_weights,
@@ -115,40 +85,4 @@ groups! { $
     errors::errors_of_views_and_queues,
     errors_device::errors_of_a_second_device,
     errors_device::errors_of_a_second_stream,
-}
-
-/// Runs the whole suite on the device that a specification asks for.
-///
-/// # Panics
-/// If the specification cannot be read.
-pub fn run<B: PermuteBackend>(spec: &str, options: &Options) -> Report {
-    let groups = GROUPS.iter().map(|name| run_group::<B>(spec, name, options)).collect();
-    let device = crate::Dev::<B>::open(&parse(spec)).map_or_else(|_| spec.to_owned(), |dev| dev.id().to_string());
-    Report { device, seed: options.seed, full: options.full, groups }
-}
-
-/// Runs one group of [`GROUPS`].
-///
-/// # Panics
-/// If there is no such group or the specification cannot be read.
-pub fn run_group<B: PermuteBackend>(spec: &str, group: &str, options: &Options) -> GroupReport {
-    let (name, body) = find::<B>(group).unwrap_or_else(|| panic!("no conformance group is called {group}"));
-    if let Some((_, reason)) = options.skips.iter().find(|(skipped, _)| *skipped == name) {
-        return GroupReport { name, skipped: vec![(*reason).to_owned()], ..GroupReport::default() };
-    }
-    harness::run_group(name, &parse(spec), options, body)
-}
-
-/// Runs one group, prints what it did, and panics if it failed.
-///
-/// # Panics
-/// If a case failed.
-pub fn expect_pass<B: PermuteBackend>(spec: &str, group: &str, options: &Options) {
-    let report = run_group::<B>(spec, group, options);
-    println!("{report} (seed {})", options.seed);
-    assert!(report.failed == 0, "{report}\nrepeat with MOE_SEED={}", options.seed);
-}
-
-fn parse(spec: &str) -> DeviceSpec {
-    spec.parse().unwrap_or_else(|e| panic!("{e}"))
 }

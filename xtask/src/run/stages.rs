@@ -3,7 +3,8 @@
 use super::layer::Layer;
 use super::trace::Trace;
 use moe_core::{
-    Buf, Dev, DeviceSpec, Element, Float, Limits, PermuteBackend, PlanSpec, Queue, RoutePlan, Router, Routing, Workspace,
+    Buf, Dev, DeviceSpec, Element, Float, Limits, PermuteBackend, PlanSpec, Queue, RoutePlan, Router, Routing,
+    Workspace,
 };
 use moe_cpu::{Cpu, CpuQueue, matmul::grouped_matmul};
 use std::time::{Duration, Instant};

@@ -1,9 +1,9 @@
 //! Plain implementations of the router's operations, on the host. Slow and short on purpose; [`crate::raw`] has the
 //! same in words.
 
+use crate::Scoring;
 use crate::math::{exp, ln, sigmoid};
 use crate::raw::RouterShape;
-use crate::Scoring;
 use std::cmp::Ordering;
 
 /// The losses' inputs.
@@ -187,8 +187,7 @@ pub fn grad(
     let s: Vec<f32> = x.iter().map(|x| score(*x)).collect();
     let load = losses.and_then(|l| Some((l.balance?.0, l.grad[0] * scale(shape, l) / n / n)));
     let (ids, gw) = weights.unwrap_or_default();
-    let known: Vec<Option<usize>> =
-        ids.iter().map(|id| usize::try_from(*id).ok().filter(|id| *id < experts)).collect();
+    let known: Vec<Option<usize>> = ids.iter().map(|id| usize::try_from(*id).ok().filter(|id| *id < experts)).collect();
     let plain = weights.is_some() && shape.scoring == Scoring::Softmax && !shape.renormalize;
 
     let mut d = vec![0.0; experts];
