@@ -1,8 +1,6 @@
-//! The axes along which cases vary, and selections that cover their combinations.
+//! The axes along which cases vary.
 
-use super::rng::Rng;
 use crate::{Capacity, DType, Layout, PlanSpec};
-use std::collections::HashSet;
 
 /// How ids are distributed.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +36,15 @@ pub(super) enum Valid {
     Negative,
 }
 
+/// What a combine starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Residual {
+    Absent,
+    Plain,
+    /// Times a number other than 1.
+    Scaled,
+}
+
 /// What a case is made of. Groups that do not look at a part leave it at its first level.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Case {
@@ -58,7 +65,7 @@ pub(super) struct Case {
     pub(super) dtype: DType,
     pub(super) weights: Option<DType>,
     pub(super) out: DType,
-    pub(super) residual: bool,
+    pub(super) residual: Residual,
     /// Elements that share a scale.
     pub(super) block: Option<usize>,
     pub(super) gap: usize,
@@ -67,6 +74,31 @@ pub(super) struct Case {
 }
 
 impl Case {
+    /// The first level of every axis.
+    pub(super) const PLAIN: Self = Self {
+        tokens: 0,
+        top_k: 1,
+        experts: 1,
+        hidden: 1,
+        ids: DType::I32,
+        dist: Dist::Uniform,
+        layout: Layout::Packed,
+        map: Map::Absent,
+        capacity: None,
+        valid: Valid::Absent,
+        m_indices: false,
+        logical_load: false,
+        dirty: false,
+        dtype: DType::F32,
+        weights: None,
+        out: DType::F32,
+        residual: Residual::Absent,
+        block: None,
+        gap: 0,
+        offset: 0,
+        wild: false,
+    };
+
     pub(super) fn local_experts(&self) -> usize {
         match self.map {
             Map::Absent | Map::Permuted => self.experts,
@@ -77,9 +109,28 @@ impl Case {
     }
 
     pub(super) fn spec(&self) -> PlanSpec {
-        let mut spec = PlanSpec::new(self.tokens, self.top_k, self.experts)
-            .local_experts(self.local_experts())
-            .layout(self.layout);
+        self.shaped(PlanSpec::new(self.tokens, self.top_k, self.experts))
+    }
+
+    /// A mask map's plan: `top_k` is the routes of a token, `weights` the type of its probabilities.
+    pub(super) fn mask_spec(&self) -> PlanSpec {
+        let spec = self.shaped(PlanSpec::mask(self.tokens, self.experts).max_routes(self.top_k));
+        match self.weights {
+            None => spec,
+            Some(DType::F16) => spec.with_probs::<half::f16>(),
+            Some(DType::BF16) => spec.with_probs::<half::bf16>(),
+            Some(_) => spec.with_probs::<f32>(),
+        }
+    }
+
+    /// The plan of `logical` experts whose copies are the case's experts.
+    pub(super) fn spec_of_copies(&self, logical: usize) -> PlanSpec {
+        self.shaped(PlanSpec::new(self.tokens, self.top_k, logical).physical_experts(self.experts))
+    }
+
+    /// The spec with the case's layout, map, capacity and arrays.
+    fn shaped(&self, spec: PlanSpec) -> PlanSpec {
+        let mut spec = spec.local_experts(self.local_experts()).layout(self.layout);
         if let Some(c) = self.capacity {
             spec = spec.capacity(Capacity::ByRoute(c));
         }
@@ -93,7 +144,7 @@ impl Case {
     }
 
     /// Elements of its largest matrix.
-    fn elements(&self) -> usize {
+    pub(super) fn elements(&self) -> usize {
         self.spec().num_rows().unwrap_or(usize::MAX).max(self.tokens * self.top_k).saturating_mul(self.hidden)
     }
 }
@@ -117,7 +168,7 @@ pub(super) struct Axes {
     pub(super) dtype: &'static [DType],
     pub(super) weights: &'static [Option<DType>],
     pub(super) out: &'static [DType],
-    pub(super) residual: &'static [bool],
+    pub(super) residual: &'static [Residual],
     pub(super) block: &'static [Option<usize>],
     pub(super) gap: &'static [usize],
     pub(super) offset: &'static [usize],
@@ -158,7 +209,7 @@ impl Axes {
         dtype: &[DType::F32],
         weights: &[None],
         out: &[DType::F32],
-        residual: &[false],
+        residual: &[Residual::Absent],
         block: &[None],
         gap: &[0],
         offset: &[0, 1, 3],
@@ -185,129 +236,4 @@ impl Axes {
         wild: BOTH,
         ..Self::PLAN
     };
-
-    const COUNT: usize = 21;
-
-    fn levels(&self) -> [usize; Self::COUNT] {
-        let Self { tokens, top_k, experts, hidden, ids, dist, layout, map, capacity, valid, .. } = self;
-        let Self { m_indices, logical_load, dirty, dtype, weights, out, residual, block, gap, offset, wild, .. } = self;
-        [
-            tokens.len(),
-            top_k.len(),
-            experts.len(),
-            hidden.len(),
-            ids.len(),
-            dist.len(),
-            layout.len(),
-            map.len(),
-            capacity.len(),
-            valid.len(),
-            m_indices.len(),
-            logical_load.len(),
-            dirty.len(),
-            dtype.len(),
-            weights.len(),
-            out.len(),
-            residual.len(),
-            block.len(),
-            gap.len(),
-            offset.len(),
-            wild.len(),
-        ]
-    }
-
-    fn case(&self, i: &[usize; Self::COUNT]) -> Case {
-        Case {
-            tokens: self.tokens[i[0]],
-            top_k: self.top_k[i[1]],
-            experts: self.experts[i[2]],
-            hidden: self.hidden[i[3]],
-            ids: self.ids[i[4]],
-            dist: self.dist[i[5]],
-            layout: self.layout[i[6]],
-            map: self.map[i[7]],
-            capacity: self.capacity[i[8]],
-            valid: self.valid[i[9]],
-            m_indices: self.m_indices[i[10]],
-            logical_load: self.logical_load[i[11]],
-            dirty: self.dirty[i[12]],
-            dtype: self.dtype[i[13]],
-            weights: self.weights[i[14]],
-            out: self.out[i[15]],
-            residual: self.residual[i[16]],
-            block: self.block[i[17]],
-            gap: self.gap[i[18]],
-            offset: self.offset[i[19]],
-            wild: self.wild[i[20]],
-        }
-    }
-
-    /// Cases of at most `limit` elements that hold every combination of two levels, or of three where `triples`, that
-    /// some case of that size can hold. Greedy: each case is the best of a few random ones around a combination that
-    /// is still missing.
-    pub(super) fn cover(&self, rng: &mut Rng, triples: bool, limit: usize, fits: fn(&Case) -> bool) -> Vec<Case> {
-        let levels = self.levels();
-        let free: Vec<usize> = (0..Self::COUNT).filter(|a| levels[*a] > 1).collect();
-        let mut missing = Vec::new();
-        for (n, a) in free.iter().enumerate() {
-            for (m, b) in free.iter().enumerate().skip(n + 1) {
-                let thirds: Vec<usize> = if triples { free[m + 1..].to_vec() } else { vec![*b] };
-                for c in thirds {
-                    for i in 0..levels[*a] * levels[*b] * if triples { levels[c] } else { 1 } {
-                        let (x, y, z) = (i % levels[*a], i / levels[*a] % levels[*b], i / (levels[*a] * levels[*b]));
-                        missing.push([(*a, x), (*b, y), if triples { (c, z) } else { (*b, y) }]);
-                    }
-                }
-            }
-        }
-        for i in (1..missing.len()).rev() {
-            missing.swap(i, rng.below(i + 1));
-        }
-        let key = |part: &[(usize, usize); 3]| {
-            part.iter().fold(0u64, |key, (axis, level)| key << 12 | (*axis as u64) << 5 | *level as u64)
-        };
-        let mut open: HashSet<u64> = missing.iter().map(key).collect();
-        let parts = |i: &[usize; Self::COUNT]| {
-            let mut keys = Vec::new();
-            for (n, a) in free.iter().enumerate() {
-                for (m, b) in free.iter().enumerate().skip(n + 1) {
-                    let thirds = if triples { &free[m + 1..] } else { std::slice::from_ref(b) };
-                    keys.extend(thirds.iter().map(|c| key(&[(*a, i[*a]), (*b, i[*b]), (*c, i[*c])])));
-                }
-            }
-            keys
-        };
-        let mut cases = Vec::new();
-        for part in missing {
-            if !open.contains(&key(&part)) {
-                continue;
-            }
-            let mut best: Option<(usize, [usize; Self::COUNT])> = None;
-            let mut tried = 0;
-            for attempt in 0..200 {
-                let mut i = levels.map(|n| rng.below(n));
-                part.iter().for_each(|(axis, level)| i[*axis] = *level);
-                let case = self.case(&i);
-                if case.elements() > limit || !fits(&case) {
-                    continue;
-                }
-                let news = parts(&i).iter().filter(|k| open.contains(k)).count();
-                if best.is_none_or(|(n, _)| news > n) {
-                    best = Some((news, i));
-                }
-                tried += 1;
-                if tried == 24 || attempt >= 60 {
-                    break;
-                }
-            }
-            open.remove(&key(&part)); // whether or not a case of this size can hold it
-            if let Some((_, i)) = best {
-                parts(&i).iter().for_each(|k| {
-                    open.remove(k);
-                });
-                cases.push(self.case(&i));
-            }
-        }
-        cases
-    }
 }

@@ -1,8 +1,8 @@
 //! Bugs that users of other libraries hit, in small cases. The number is that of the bug list.
 
-use super::axes::{Case, Dist, Map, Valid};
+use super::axes::{Case, Dist, Map, Residual, Valid};
 use super::combine::check_combine;
-use super::combine_grad::{check_grad, plain};
+use super::combine_grad::check_grad;
 use super::gather::check_gather;
 use super::harness::{Checked, Ctx, ensure};
 use super::rng::Rng;
@@ -25,7 +25,7 @@ fn all<B: PermuteBackend>(ctx: &mut Ctx<'_, B>, case: Case) {
 pub(super) fn bug_03_masked_ids_are_not_sorted_first<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
     for ids in [DType::I32, DType::U32, DType::I64] {
         for (tokens, top_k, experts) in [(5, 2, 3), (64, 8, 32), (300, 4, 128)] {
-            all(ctx, Case { tokens, top_k, experts, hidden: 24, ids, dist: Dist::Mixed, ..plain() });
+            all(ctx, Case { tokens, top_k, experts, hidden: 24, ids, dist: Dist::Mixed, ..Case::PLAIN });
         }
     }
 }
@@ -35,7 +35,7 @@ pub(super) fn bug_04_masked_ids_read_no_expert_map<B: PermuteBackend>(ctx: &mut 
     for ids in [DType::I32, DType::U32, DType::I64] {
         for map in [Map::Absent, Map::Permuted] {
             let dist = Dist::AllMasked;
-            let case = Case { tokens: 9, top_k: 4, experts: 8, hidden: 16, ids, dist, map, ..plain() };
+            let case = Case { tokens: 9, top_k: 4, experts: 8, hidden: 16, ids, dist, map, ..Case::PLAIN };
             all(ctx, case);
             all(ctx, Case { dist: Dist::Mixed, ..case });
         }
@@ -46,7 +46,7 @@ pub(super) fn bug_04_masked_ids_read_no_expert_map<B: PermuteBackend>(ctx: &mut 
 pub(super) fn bug_05_all_ids_masked<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
     for layout in [Layout::Packed, Layout::Aligned(16), Layout::Padded(4)] {
         let dist = Dist::AllMasked;
-        let case = Case { tokens: 33, top_k: 4, experts: 8, hidden: 64, dist, layout, dirty: true, ..plain() };
+        let case = Case { tokens: 33, top_k: 4, experts: 8, hidden: 64, dist, layout, dirty: true, ..Case::PLAIN };
         all(ctx, case);
         ctx.case("zeros", |ctx, rng| {
             let (plan, _, _inputs) = route::build(ctx, &case, rng)?;
@@ -63,13 +63,13 @@ pub(super) fn bug_08_unwritten_rows_are_not_summed<B: PermuteBackend>(ctx: &mut 
     for layout in [Layout::Packed, Layout::Aligned(16), Layout::Padded(3)] {
         for map in [Map::Absent, Map::EveryFourth, Map::Invalid] {
             let dist = Dist::Mixed;
-            all(ctx, Case { tokens: 40, top_k: 4, experts: 32, hidden: 48, dist, layout, map, ..plain() });
+            all(ctx, Case { tokens: 40, top_k: 4, experts: 32, hidden: 48, dist, layout, map, ..Case::PLAIN });
             let capacity = Some(2);
-            all(ctx, Case { tokens: 40, top_k: 4, experts: 5, hidden: 48, dist, layout, map, capacity, ..plain() });
+            all(ctx, Case { tokens: 40, top_k: 4, experts: 5, hidden: 48, dist, layout, map, capacity, ..Case::PLAIN });
         }
     }
     ctx.case("a zero weight on a row that is placed keeps NaN", |ctx, rng| {
-        let case = Case { tokens: 3, top_k: 2, experts: 4, hidden: 8, ..plain() };
+        let case = Case { tokens: 3, top_k: 2, experts: 4, hidden: 8, ..Case::PLAIN };
         let (plan, _, _inputs) = route::build(ctx, &case, rng)?;
         let rows = ctx.queue.upload(&vec![bf16::NAN; plan.num_rows() * 8])?;
         let w = ctx.queue.upload(&[0.0f32; 6])?;
@@ -82,7 +82,7 @@ pub(super) fn bug_08_unwritten_rows_are_not_summed<B: PermuteBackend>(ctx: &mut 
 /// A rank without local routes still owes zeros for every token, forward and backward.
 pub(super) fn bug_09_no_local_routes_still_give_all_tokens<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
     for layout in [Layout::Packed, Layout::Aligned(16), Layout::Padded(4)] {
-        let case = Case { tokens: 17, top_k: 4, experts: 16, hidden: 32, map: Map::NoneLocal, layout, ..plain() };
+        let case = Case { tokens: 17, top_k: 4, experts: 16, hidden: 32, map: Map::NoneLocal, layout, ..Case::PLAIN };
         all(ctx, case);
         ctx.case("shape of the result", |ctx, rng| {
             let (plan, _, _inputs) = route::build(ctx, &case, rng)?;
@@ -103,7 +103,7 @@ pub(super) fn bug_10_no_tokens<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
     for layout in [Layout::Packed, Layout::Aligned(8), Layout::Padded(4)] {
         for map in [Map::Absent, Map::EveryFourth] {
             for experts in [1, 8, 256] {
-                let case = Case { top_k: 2, experts, hidden: 16, layout, map, ..plain() };
+                let case = Case { top_k: 2, experts, hidden: 16, layout, map, ..Case::PLAIN };
                 all(ctx, Case { m_indices: true, logical_load: true, ..case });
                 all(ctx, Case { tokens: 12, valid: Valid::Zero, dirty: true, ..case });
             }
@@ -118,7 +118,7 @@ pub(super) fn bug_11_sizes_that_are_no_multiple_of_a_block<B: PermuteBackend>(ct
     {
         for layout in [Layout::Packed, Layout::Aligned(block), Layout::Padded(block)] {
             let m_indices = true;
-            all(ctx, Case { tokens, top_k, experts, hidden: 3, layout, m_indices, dirty: true, ..plain() });
+            all(ctx, Case { tokens, top_k, experts, hidden: 3, layout, m_indices, dirty: true, ..Case::PLAIN });
         }
     }
 }
@@ -129,7 +129,7 @@ pub(super) fn bug_12_expert_counts<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
         for layout in [Layout::Packed, Layout::Aligned(4)] {
             for dist in [Dist::Uniform, Dist::AllToOne] {
                 let (m_indices, logical_load) = (true, true);
-                let case = Case { tokens: 77, top_k: 4, experts, hidden: 4, ..plain() };
+                let case = Case { tokens: 77, top_k: 4, experts, hidden: 4, ..Case::PLAIN };
                 all(ctx, Case { layout, dist, m_indices, logical_load, ..case });
             }
         }
@@ -141,14 +141,14 @@ pub(super) fn bug_20_odd_widths_and_offsets<B: PermuteBackend>(ctx: &mut Ctx<'_,
     for hidden in [1, 7, 8, 1025] {
         for offset in [0, 1, 3, 8] {
             for gap in [0, 1, 7] {
-                let case = Case { tokens: 9, top_k: 3, experts: 4, hidden, offset, gap, ..plain() };
+                let case = Case { tokens: 9, top_k: 3, experts: 4, hidden, offset, gap, ..Case::PLAIN };
                 for dtype in [DType::U8, DType::BF16, DType::F32, DType::I64] {
                     let case = Case { dtype, ..case };
                     ctx.case(format!("gather of {case:?}"), |ctx, rng| check_gather(ctx, &case, rng));
                 }
                 for (dtype, out) in [(DType::F8E4M3, DType::F16), (DType::BF16, DType::BF16), (DType::F32, DType::F32)]
                 {
-                    let case = Case { dtype, out, weights: Some(DType::BF16), residual: true, ..case };
+                    let case = Case { dtype, out, weights: Some(DType::BF16), residual: Residual::Plain, ..case };
                     ctx.case(format!("combine of {case:?}"), |ctx, rng| check_combine(ctx, &case, rng));
                 }
                 let case = Case { dtype: DType::F16, weights: Some(DType::F16), out: DType::F16, ..case };
@@ -162,7 +162,7 @@ pub(super) fn bug_20_odd_widths_and_offsets<B: PermuteBackend>(ctx: &mut Ctx<'_,
 pub(super) fn bug_21_id_types<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
     for ids in [DType::I32, DType::U32, DType::I64] {
         for experts in [1, 32, 1025] {
-            let case = Case { tokens: 200, top_k: 4, experts, hidden: 8, ids, dist: Dist::Mixed, ..plain() };
+            let case = Case { tokens: 200, top_k: 4, experts, hidden: 8, ids, dist: Dist::Mixed, ..Case::PLAIN };
             all(ctx, Case { logical_load: true, ..case });
         }
     }

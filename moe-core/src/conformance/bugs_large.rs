@@ -2,7 +2,7 @@
 
 use super::axes::{Case, Dist};
 use super::combine::check_combine;
-use super::combine_grad::{check_grad, plain};
+use super::combine_grad::check_grad;
 use super::compare::{same, same_plan};
 use super::gather::check_gather;
 use super::harness::{Checked, Ctx, ensure};
@@ -63,7 +63,7 @@ fn large<B: PermuteBackend>(
     top_k: usize,
     hidden: usize,
 ) -> Checked<(RoutePlan<B>, naive::Plan, Buf<B, bf16>)> {
-    let case = Case { tokens, top_k, experts: 256, ..plain() };
+    let case = Case { tokens, top_k, experts: 256, ..Case::PLAIN };
     let (plan, want, _inputs) = route::build(ctx, &case, rng)?;
     let piece: Vec<bf16> = values(rng, 65_521, false); // a prime, so that no two rows are alike
     let data: Vec<bf16> = piece.iter().copied().cycle().take(tokens * hidden).collect();
@@ -121,7 +121,7 @@ pub(super) fn bug_02_scale_offsets_past_32_bits<B: PermuteBackend>(ctx: &mut Ctx
     let (tokens, top_k, hidden) = (37_504, 8, 7168);
     if allowed(ctx, 13 << 30) {
         ctx.case("f8e4m3, 300,032 rows with a scale for each element", |ctx, rng| {
-            let case = Case { tokens, top_k, experts: 256, ..plain() };
+            let case = Case { tokens, top_k, experts: 256, ..Case::PLAIN };
             let (plan, want, _inputs) = route::build(ctx, &case, rng)?;
             let n = plan.num_rows() * hidden;
             let mut rows = ctx.queue.zeros::<F8E4M3>(n)?;
@@ -157,7 +157,7 @@ pub(super) fn bug_13_more_rows_than_a_grid_dimension<B: PermuteBackend>(ctx: &mu
     for (tokens, top_k, layout) in
         [(8192, 8, Layout::Packed), (70_000, 1, Layout::Packed), (8192, 8, Layout::Aligned(64))]
     {
-        let case = Case { tokens, top_k, experts: 64, hidden: 3, layout, ..plain() };
+        let case = Case { tokens, top_k, experts: 64, hidden: 3, layout, ..Case::PLAIN };
         let weighted = Case { weights: Some(DType::F32), ..case };
         ctx.case(format!("gather of {case:?}"), |ctx, rng| check_gather(ctx, &case, rng));
         ctx.case(format!("gather of {weighted:?}"), |ctx, rng| check_gather(ctx, &weighted, rng));
@@ -172,7 +172,7 @@ pub(super) fn bug_14_repeats_are_bitwise_equal<B: PermuteBackend>(ctx: &mut Ctx<
     ctx.case("100 runs of T=4097, K=16, E=128", |ctx, rng| {
         let (tokens, top_k, hidden) = (4097, 16, 3);
         let case =
-            Case { tokens, top_k, experts: 128, dist: Dist::Mixed, m_indices: true, logical_load: true, ..plain() };
+            Case { tokens, top_k, experts: 128, dist: Dist::Mixed, m_indices: true, logical_load: true, ..Case::PLAIN };
         let (ids, ..) = route::contents(&case, rng);
         let inputs = Inputs::new(&mut ctx.queue, DType::I32, &ids, None, None, Default::default())?;
         let x = ctx.queue.upload(&values::<bf16>(rng, tokens * hidden, false))?;
@@ -207,7 +207,7 @@ pub(super) fn bug_17_one_workspace_serves_all_layers<B: PermuteBackend>(ctx: &mu
         let (tokens, top_k, experts) = (65, 4, 60);
         let mut workspace: Workspace<B> = ctx.workspace(tokens, top_k, experts)?;
         let size = workspace.byte_len();
-        let case = Case { tokens, top_k, experts, dist: Dist::Mixed, ..plain() };
+        let case = Case { tokens, top_k, experts, dist: Dist::Mixed, ..Case::PLAIN };
         for _layer in 0..48 {
             let (ids, ..) = route::contents(&case, rng);
             let inputs = Inputs::new(&mut ctx.queue, DType::I32, &ids, None, None, Default::default())?;
@@ -224,7 +224,7 @@ pub(super) fn bug_17_one_workspace_serves_all_layers<B: PermuteBackend>(ctx: &mu
 pub(super) fn bug_25_all_routes_to_one_expert<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
     for (tokens, top_k, experts, hidden) in [(16_384, 8, 256, 4), (4096, 8, 128, 64), (20_000, 2, 8, 8)] {
         for layout in [Layout::Packed, Layout::Aligned(128)] {
-            let case = Case { tokens, top_k, experts, hidden, dist: Dist::AllToOne, layout, ..plain() };
+            let case = Case { tokens, top_k, experts, hidden, dist: Dist::AllToOne, layout, ..Case::PLAIN };
             let weighted = Case { weights: Some(DType::F32), dtype: DType::BF16, ..case };
             ctx.case(format!("plan of {case:?}"), |ctx, rng| route::check_plan(ctx, &case, rng));
             ctx.case(format!("gather of {case:?}"), |ctx, rng| check_gather(ctx, &case, rng));
@@ -237,11 +237,11 @@ pub(super) fn bug_25_all_routes_to_one_expert<B: PermuteBackend>(ctx: &mut Ctx<'
 pub(super) fn bug_26_a_million_routes<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
     for (tokens, top_k, experts) in [(131_072, 8, 256), (131_073, 8, 257), (1 << 20, 1, 4096), (300_007, 5, 60)] {
         for (ids, dist) in [(DType::I32, Dist::Uniform), (DType::I64, Dist::Mixed)] {
-            let case = Case { tokens, top_k, experts, ids, dist, ..plain() };
+            let case = Case { tokens, top_k, experts, ids, dist, ..Case::PLAIN };
             ctx.case(format!("plan of {case:?}"), |ctx, rng| route::check_plan(ctx, &case, rng));
         }
     }
-    let case = Case { tokens: 131_072, top_k: 8, experts: 256, hidden: 2, dtype: DType::BF16, ..plain() };
+    let case = Case { tokens: 131_072, top_k: 8, experts: 256, hidden: 2, dtype: DType::BF16, ..Case::PLAIN };
     ctx.case(format!("gather of {case:?}"), |ctx, rng| check_gather(ctx, &case, rng));
     ctx.case(format!("combine of {case:?}"), |ctx, rng| check_combine(ctx, &case, rng));
     ctx.case("a workspace for it is bounded", |ctx, _| {

@@ -1,6 +1,6 @@
 //! Combine: floats, 8-bit floats with and without scales, residuals.
 
-use super::axes::{Axes, BOTH, Case, FLOATS, WEIGHTS};
+use super::axes::{Axes, Case, FLOATS, Residual, WEIGHTS};
 use super::compare::{Slack, close, same};
 use super::gather::{Weights, with_weights};
 use super::guarded::{Guarded, Place};
@@ -15,7 +15,16 @@ use half::{bf16, f16};
 
 /// f32, f16 and bf16 rows, into their own type and f32.
 pub(super) fn combine_floats<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
-    run(ctx, Axes { dtype: FLOATS, weights: WEIGHTS, out: FLOATS, residual: BOTH, ..Axes::ROWS });
+    run(
+        ctx,
+        Axes {
+            dtype: FLOATS,
+            weights: WEIGHTS,
+            out: FLOATS,
+            residual: &[Residual::Absent, Residual::Plain],
+            ..Axes::ROWS
+        },
+    );
 }
 
 /// 8-bit float rows, into every float, with scales per row, per block of 128 and of an odd size, and without.
@@ -26,15 +35,24 @@ pub(super) fn combine_8_bit_floats<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
             dtype: &[DType::F8E4M3, DType::F8E5M2],
             weights: WEIGHTS,
             out: FLOATS,
-            residual: BOTH,
+            residual: &[Residual::Absent, Residual::Plain],
             block: &[None, Some(128), Some(5), Some(1), Some(usize::MAX)],
             ..Axes::ROWS
         },
     );
 }
 
+/// Floats and 8-bit floats onto a residual that is multiplied first.
+pub(super) fn combine_onto_scaled_residuals<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
+    let dtype = &[DType::F32, DType::F16, DType::BF16, DType::F8E4M3];
+    let (residual, block) = (&[Residual::Scaled], &[None, Some(128), Some(5)]);
+    run(ctx, Axes { dtype, weights: WEIGHTS, out: FLOATS, residual, block, ..Axes::ROWS });
+}
+
 fn run<B: PermuteBackend>(ctx: &mut Ctx<'_, B>, axes: Axes) {
-    let fits = |c: &Case| c.dtype.is_f8() || c.out == DType::F32 || c.out == c.dtype;
+    let fits = |c: &Case| {
+        (c.dtype.is_f8() || c.block.is_none()) && (c.dtype.is_f8() || c.out == DType::F32 || c.out == c.dtype)
+    };
     let (full, limit) = (ctx.options.full, ctx.options.element_limit());
     for case in axes.cover(&mut ctx.rng(), full, limit, fits) {
         ctx.case(format!("{case:?}"), |ctx, rng| check_combine(ctx, &case, rng));
@@ -95,9 +113,10 @@ fn typed<B: PermuteBackend, T: CombineInput + Widen, O: Float + Widen>(
             Some((Guarded::matrix(&mut ctx.queue, &data, cols, place)?, data, block))
         }
     };
+    let scale = (case.residual == Residual::Scaled).then(|| [0.0, -0.5, 1.0 / 3.0, 3.0][rng.below(4)]);
     let residual = match case.residual {
-        false => None,
-        true => {
+        Residual::Absent => None,
+        Residual::Plain | Residual::Scaled => {
             let data: Vec<O> = values(rng, case.tokens * hidden, case.wild);
             let place = Place::random(rng, (case.offset + 2) % 5, case.gap);
             Some((Guarded::matrix(&mut ctx.queue, &data, hidden, place)?, data))
@@ -112,13 +131,16 @@ fn typed<B: PermuteBackend, T: CombineInput + Widen, O: Float + Widen>(
     }
     if let Some((residual, _)) = &residual {
         op = op.residual(residual.rows()?);
+        if let Some(scale) = scale {
+            op = op.residual_scale(scale);
+        }
     }
     op.run_into(&mut ctx.queue, out.rows_mut()?)?;
 
     let got = out.read(&mut ctx.queue, "out")?;
     let w = weights.as_ref().map(|(_, w)| w.as_slice());
     let s = scales.as_ref().map(|(_, data, block)| (data.as_slice(), *block));
-    let x0 = residual.as_ref().map(|(_, data)| data.as_slice());
+    let x0 = residual.as_ref().map(|(_, data)| (data.as_slice(), scale.unwrap_or(1.0)));
     let want = naive::combine(&want_plan, &data, w, s, x0, hidden);
     if ctx.exact() {
         return same("out", &got, &want, hidden);
@@ -126,8 +148,8 @@ fn typed<B: PermuteBackend, T: CombineInput + Widen, O: Float + Widen>(
     close("out", &got, &want, hidden, |i| {
         let (t, h) = (i / hidden, i % hidden);
         let mut slack = Slack { terms: 1, ..Slack::default() };
-        if let Some(x0) = x0 {
-            slack.add(1.0f32, x0[i]);
+        if let Some((x0, scale)) = x0 {
+            slack.add(scale, x0[i]);
         }
         for x in t * top_k..(t + 1) * top_k {
             if let Ok(row) = usize::try_from(want_plan.slot[x]) {

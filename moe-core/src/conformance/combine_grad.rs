@@ -155,7 +155,7 @@ pub(super) fn bug_24_gradients_against_float64<B: PermuteBackend>(ctx: &mut Ctx<
                     map: Map::Absent,
                     dtype,
                     weights: Some(DType::F32),
-                    ..plain()
+                    ..Case::PLAIN
                 };
                 ctx.case(format!("{case:?}"), |ctx, rng| match dtype {
                     DType::BF16 => against_float64::<B, bf16>(ctx, &case, rng, 2f64.powi(-8)),
@@ -163,33 +163,6 @@ pub(super) fn bug_24_gradients_against_float64<B: PermuteBackend>(ctx: &mut Ctx<
                 });
             }
         }
-    }
-}
-
-/// The first level of every axis.
-pub(super) fn plain() -> Case {
-    Case {
-        tokens: 0,
-        top_k: 1,
-        experts: 1,
-        hidden: 1,
-        ids: DType::I32,
-        dist: Dist::Uniform,
-        layout: Layout::Packed,
-        map: Map::Absent,
-        capacity: None,
-        valid: super::axes::Valid::Absent,
-        m_indices: false,
-        logical_load: false,
-        dirty: false,
-        dtype: DType::F32,
-        weights: None,
-        out: DType::F32,
-        residual: false,
-        block: None,
-        gap: 0,
-        offset: 0,
-        wild: false,
     }
 }
 

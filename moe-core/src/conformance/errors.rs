@@ -1,7 +1,6 @@
 //! Each check of an argument gives its own typed error, which names operation and argument, and changes nothing.
 
 use super::axes::Case;
-use super::combine_grad::plain;
 use super::harness::{Checked, Ctx, Fail, ensure};
 use super::route;
 use crate::dtype::as_bytes;
@@ -26,7 +25,7 @@ pub(super) fn refuses<R>(result: Result<R>, variant: &str, parts: &[&str]) -> Ch
 }
 
 /// Runs `op` on a buffer of poison, and makes sure that it was refused and changed nothing.
-fn refuses_and_keeps<B: PermuteBackend, T: Element>(
+pub(super) fn refuses_and_keeps<B: PermuteBackend, T: Element>(
     queue: &mut Queue<'_, B>,
     len: usize,
     variant: &str,
@@ -118,7 +117,7 @@ pub(super) fn bug_18_too_small_a_workspace_is_a_typed_error<B: PermuteBackend>(c
     ctx.case("refuse, grow, shrink", |ctx, rng| {
         let mut workspace = Workspace::new(&mut ctx.queue, Limits { max_routes: 16, max_experts: 8 })?;
         let (tokens, top_k, experts) = (65, 4, 60);
-        let large = Case { tokens, top_k, experts, ..plain() };
+        let large = Case { tokens, top_k, experts, ..Case::PLAIN };
         let (ids, ..) = route::contents(&large, rng);
         let inputs = route::Inputs::new(&mut ctx.queue, large.ids, &ids, None, None, Default::default())?;
         let mut plan = RoutePlan::alloc(&mut ctx.queue, large.spec())?;

@@ -1,7 +1,6 @@
 //! Forms that must give the same bits: fused and in two steps, allocating and not.
 
 use super::axes::{Axes, BOTH, Case};
-use super::combine_grad::plain;
 use super::compare::{same, same_plan};
 use super::guarded::{Guarded, Place};
 use super::harness::{Checked, Ctx};
@@ -62,12 +61,7 @@ fn permute<B: PermuteBackend, T: Element>(ctx: &mut Ctx<'_, B>, case: &Case, rng
     same_plan(&route::download(queue, &plan)?, &route::download(queue, &two_steps)?)?;
 
     let mut want_plan = naive::plan(plan.shape(), &ids, map.as_deref(), valid);
-    if !case.m_indices {
-        want_plan.m_indices.clear();
-    }
-    if !case.logical_load {
-        want_plan.logical_load.clear();
-    }
+    route::without_absent(&mut want_plan, case);
     same_plan(&route::download(queue, &plan)?, &want_plan)?;
     let mut want = vec![out.poison(); plan.num_rows() * case.hidden];
     naive::gather(&want_plan, &data, case.hidden, &mut want);
@@ -79,7 +73,7 @@ fn permute<B: PermuteBackend, T: Element>(ctx: &mut Ctx<'_, B>, case: &Case, rng
 pub(super) fn allocating_forms_equal_into_forms<B: PermuteBackend>(ctx: &mut Ctx<'_, B>) {
     for layout in [Layout::Packed, Layout::Aligned(16), Layout::Padded(9)] {
         for (tokens, top_k, experts, hidden) in [(0, 2, 3, 5), (1, 1, 1, 1), (33, 4, 8, 65), (70, 8, 60, 128)] {
-            let case = Case { tokens, top_k, experts, hidden, layout, ..plain() };
+            let case = Case { tokens, top_k, experts, hidden, layout, ..Case::PLAIN };
             ctx.case(format!("{case:?}"), |ctx, rng| forms(ctx, &case, rng));
         }
     }

@@ -39,11 +39,14 @@ impl<B: PermuteBackend> Weights<B> {
 
 macro_rules! with_weights {
     ($op:expr, $weights:expr) => {
+        with_weights!($op, weights, $weights)
+    };
+    ($op:expr, $name:ident, $weights:expr) => {
         match $weights {
             None => $op,
-            Some(Weights::F32(w)) => $op.weights(w.view()?),
-            Some(Weights::F16(w)) => $op.weights(w.view()?),
-            Some(Weights::Bf16(w)) => $op.weights(w.view()?),
+            Some(Weights::F32(w)) => $op.$name(w.view()?),
+            Some(Weights::F16(w)) => $op.$name(w.view()?),
+            Some(Weights::Bf16(w)) => $op.$name(w.view()?),
         }
     };
 }

@@ -20,17 +20,23 @@
 //! bug that users of other libraries really hit.
 
 mod axes;
+mod backward;
 mod bugs;
 mod bugs_large;
+mod choices;
+mod chunks;
 mod combine;
 mod combine_grad;
 mod compare;
+mod cover;
 mod errors;
 mod errors_device;
+mod errors_routes;
 mod fused;
 mod gather;
 mod guarded;
 mod harness;
+mod mask;
 pub mod naive;
 mod options;
 mod recorded;
@@ -39,6 +45,7 @@ mod rng;
 mod route;
 pub mod router;
 mod suite;
+mod tables;
 mod values;
 
 pub use options::{Options, Tolerance};
@@ -49,12 +56,23 @@ pub use router::expect_pass as expect_router_pass;
 
 suite::suite! { $ conformance_suite by expect_pass for PermuteBackend:
     route::plan_arrays,
+    choices::copies_of_experts,
+    choices::capacity_by_weight,
+    mask::mask_maps,
+    mask::mask_maps_drop_by_probability,
+    chunks::chunk_sorts,
+    tables::block_tables,
+    tables::split_sizes_by_rank,
+    tables::values_by_route,
     gather::gather_copies_bits,
     gather::gather_with_weights,
     gather::zero_tail_touches_the_tail_alone,
     combine::combine_floats,
     combine::combine_8_bit_floats,
+    combine::combine_onto_scaled_residuals,
     combine_grad::combine_grad_both_outputs,
+    backward::gradients_of_primitives,
+    backward::gradients_of_routes,
     fused::permute_equals_build_then_gather,
     fused::allocating_forms_equal_into_forms,
     bugs_large::bug_01_row_offsets_past_32_bits,
@@ -79,6 +97,8 @@ suite::suite! { $ conformance_suite by expect_pass for PermuteBackend:
     bugs_large::bug_25_all_routes_to_one_expert,
     bugs_large::bug_26_a_million_routes,
     errors::errors_of_plan_arguments,
+    errors_routes::errors_of_mask_and_chunk_arguments,
+    errors_routes::errors_of_table_arguments,
     errors::errors_of_gather_arguments,
     errors::errors_of_combine_arguments,
     errors::errors_of_combine_grad_arguments,

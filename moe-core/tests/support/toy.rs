@@ -2,10 +2,13 @@
 //! made before a backend's operations are called, and to lend overlapping memory, which safe slices cannot.
 #![allow(dead_code, unreachable_pub)]
 
-use moe_core::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, ZeroTailArgs};
+use moe_core::raw::{
+    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, MaskArgs, PlanMut, ScatterMaskArgs,
+    SplitSizesArgs, ZeroTailArgs,
+};
 use moe_core::{
-    Backend, Buffer, CommandQueue, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Limits, PermuteBackend,
-    Region, Result, Span, View, ViewMut,
+    Backend, Buffer, Capacity, CommandQueue, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Limits,
+    PermuteBackend, Region, Result, Span, View, ViewMut,
 };
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -191,6 +194,14 @@ unsafe impl PermuteBackend for Toy {
         limits.max_routes * 4
     }
 
+    fn supports_capacity(_: &Capacity) -> bool {
+        true
+    }
+
+    fn supports_replicas() -> bool {
+        true
+    }
+
     unsafe fn build(_: &mut ToyQueue, _: PlanMut<'_, Self>, _: BuildArgs<'_, Self>) -> Result<()> {
         launched()
     }
@@ -208,6 +219,26 @@ unsafe impl PermuteBackend for Toy {
     }
 
     unsafe fn zero_tail(_: &mut ToyQueue, _: ZeroTailArgs<'_, Self>) -> Result<()> {
+        launched()
+    }
+
+    unsafe fn expand_mask(_: &mut ToyQueue, _: MaskArgs<'_, Self>) -> Result<()> {
+        launched()
+    }
+
+    unsafe fn scatter_mask(_: &mut ToyQueue, _: ScatterMaskArgs<'_, Self>) -> Result<()> {
+        launched()
+    }
+
+    unsafe fn expand_chunks(_: &mut ToyQueue, _: ChunkArgs<'_, Self>) -> Result<()> {
+        launched()
+    }
+
+    unsafe fn block_table(_: &mut ToyQueue, _: BlockTableArgs<'_, Self>) -> Result<()> {
+        launched()
+    }
+
+    unsafe fn split_sizes(_: &mut ToyQueue, _: SplitSizesArgs<'_, Self>) -> Result<()> {
         launched()
     }
 }

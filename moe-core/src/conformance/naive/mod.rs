@@ -6,6 +6,10 @@ use crate::{Capacity, Element, Float, Layout};
 use float8::{F8E4M3, F8E5M2};
 use half::{bf16, f16};
 
+mod routes;
+
+pub use routes::{block_table, chunk_ids, mask_ids, mask_values, scatter_mask, split_sizes};
+
 /// A route plan's arrays; names and shapes as in [`crate::raw::PlanArrays`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -20,28 +24,64 @@ pub struct Plan {
     pub logical_load: Vec<i32>,
 }
 
-/// Builds a plan. `ids` are widened; a masked one is -1 whatever the type was.
+/// What a plan is built from; [`crate::raw::BuildArgs`] says what each part means.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(missing_docs)]
+pub struct Source<'a> {
+    /// Widened; a masked one is -1 whatever the type was.
+    pub ids: &'a [i64],
+    /// `log2phy`, its width, and `logcnt`.
+    pub replicas: Option<(&'a [i32], usize, &'a [i32])>,
+    pub expert_map: Option<&'a [i32]>,
+    pub capacity_weights: Option<&'a [f32]>,
+    pub valid_tokens: Option<i32>,
+    pub mask_overflow: Option<u32>,
+}
+
+/// Builds a plan from ids alone.
 pub fn plan(shape: &PlanShape, ids: &[i64], expert_map: Option<&[i32]>, valid_tokens: Option<i32>) -> Plan {
+    plan_of(shape, &Source { ids, expert_map, valid_tokens, ..Source::default() })
+}
+
+/// Builds a plan.
+pub fn plan_of(shape: &PlanShape, source: &Source<'_>) -> Plan {
     let (routes, rows, local) = (shape.num_routes(), shape.rows, shape.num_local_experts);
-    let valid = valid_tokens.map_or(shape.num_tokens, |n| (n.max(0) as usize).min(shape.num_tokens));
+    let valid = source.valid_tokens.map_or(shape.num_tokens, |n| (n.max(0) as usize).min(shape.num_tokens));
     let (mut status, mut load) = ([0; 5], vec![0; shape.num_experts]);
     let mut members = vec![Vec::new(); local];
-    for (x, id) in ids.iter().enumerate().take(valid * shape.top_k) {
+    for (x, id) in source.ids.iter().enumerate().take(valid * shape.top_k) {
         if *id == -1 {
             status[0] += 1;
         } else if !(0..shape.num_experts as i64).contains(id) {
             status[1] += 1;
         } else {
             load[*id as usize] += 1;
-            match expert_map.map_or(*id, |map| i64::from(map[*id as usize])) {
-                -1 => status[2] += 1,
-                e if !(0..local as i64).contains(&e) => status[1] += 1,
-                e => match shape.capacity {
-                    Some(Capacity::ByRoute(c)) if members[e as usize].len() >= c => status[3] += 1,
-                    _ => members[e as usize].push(x),
-                },
+            match local_expert(shape, source, *id as usize, x) {
+                Ok(e) => members[e].push(x),
+                Err(counter) => status[counter] += 1,
             }
         }
+    }
+    if let Some(over) = source.mask_overflow {
+        (status[0], status[4]) = (0, over);
+    }
+    for routes in &mut members {
+        let all = routes.len();
+        match shape.capacity {
+            None => {}
+            Some(Capacity::ByRoute(c)) => routes.truncate(c),
+            Some(Capacity::ByWeight(c)) => {
+                let weights = source.capacity_weights.expect("weights for a capacity by weight");
+                let heavier = |a: &usize, b: &usize| match (weights[*a], weights[*b]) {
+                    (a, b) if a.is_nan() || b.is_nan() => a.is_nan().cmp(&b.is_nan()),
+                    (a, b) => b.partial_cmp(&a).expect("not NaN"),
+                };
+                routes.sort_by(heavier); // stable: ties stay in route order
+                routes.truncate(c);
+                routes.sort_unstable();
+            }
+        }
+        status[3] += (all - routes.len()) as u32;
     }
     let mut plan = Plan {
         top_k: shape.top_k,
@@ -74,6 +114,26 @@ impl Plan {
     /// Rows below the last expert offset.
     pub fn used(&self) -> usize {
         *self.expert_offsets.last().expect("E_local + 1 offsets") as usize
+    }
+}
+
+/// The local expert of a route, or the counter of what becomes of it.
+fn local_expert(shape: &PlanShape, source: &Source<'_>, id: usize, route: usize) -> Result<usize, usize> {
+    let physical = match source.replicas {
+        None => id,
+        Some((log2phy, width, logcnt)) => {
+            let copies = usize::try_from(logcnt[id]).ok().filter(|n| (1..=width).contains(n)).ok_or(1usize)?;
+            let turn = (route / shape.top_k + route % shape.top_k) % copies;
+            let physical = usize::try_from(log2phy[id * width + turn]).map_err(|_| 1usize)?;
+            if physical >= shape.num_physical_experts {
+                return Err(1);
+            }
+            physical
+        }
+    };
+    match source.expert_map.map_or(physical as i32, |map| map[physical]) {
+        -1 => Err(2),
+        e => usize::try_from(e).ok().filter(|e| *e < shape.num_local_experts).ok_or(1),
     }
 }
 
@@ -141,19 +201,19 @@ pub fn gather_weighted<T: Float + Widen>(plan: &Plan, rows: &[T], weights: &[f32
 }
 
 /// Sums rows `[R, H]` into tokens `[T, H]`. Weights are `[T, K]`, scales `[R, ceil(H / block)]` with their block, the
-/// residual `[T, H]`.
+/// residual `[T, H]` with its scale.
 pub fn combine<T: Widen, O: Float + Widen>(
     plan: &Plan,
     rows: &[T],
     weights: Option<&[f32]>,
     scales: Option<(&[f32], usize)>,
-    residual: Option<&[O]>,
+    residual: Option<(&[O], f32)>,
     hidden: usize,
 ) -> Vec<O> {
     let mut out = Vec::new();
     for (t, slots) in plan.slot.chunks_exact(plan.top_k).enumerate() {
         for h in 0..hidden {
-            let mut sum = residual.map_or(0.0, |x| x[t * hidden + h].widen());
+            let mut sum = residual.map_or(0.0, |(x, scale)| scale * x[t * hidden + h].widen());
             for (k, slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
                 let row = *slot as usize;
                 let weight = weights.map_or(1.0, |w| w[t * plan.top_k + k]);
