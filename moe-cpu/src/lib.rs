@@ -34,6 +34,7 @@ mod kernels;
 #[cfg(feature = "gemm")]
 pub mod matmul;
 mod plan;
+mod quant;
 mod queue;
 mod router;
 mod routes;

@@ -8,6 +8,7 @@ fn options() -> Options {
 }
 
 moe_core::conformance_suite!(Cpu, "cpu", options());
+moe_core::quant_suite!(Cpu, "cpu", options());
 
 #[test]
 fn a_group_that_is_skipped_says_why() {

@@ -13,7 +13,7 @@
 //! or, with a tolerance, skips and limits, `conformance_suite!(Gpu, "gpu", options())`, where `options()` gives
 //! [`Options`]. A program that carries the suite to another machine calls [`run`] and prints the [`Report`].
 //!
-//! What has a backend trait of its own has a suite of its own: [`router`].
+//! What has a backend trait of its own has a suite of its own: [`router`], [`quant`].
 //!
 //! Quick runs cover every combination of two axes (dtypes, layouts, expert maps, sizes, distributions of ids, …); full
 //! ones (`MOE_FULL=1`, or `--full` for a program) every combination of three. Groups named `bug_NN_…` protect from a
@@ -39,6 +39,7 @@ mod harness;
 mod mask;
 pub mod naive;
 mod options;
+pub mod quant;
 mod recorded;
 mod report;
 mod rng;
@@ -49,6 +50,8 @@ mod tables;
 mod values;
 
 pub use options::{Options, Tolerance};
+#[doc(hidden)]
+pub use quant::expect_pass as expect_quant_pass;
 pub use recorded::{recorded_trace, recorded_vllm};
 pub use report::{Failure, GroupReport, Report};
 #[doc(hidden)]

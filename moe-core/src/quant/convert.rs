@@ -5,20 +5,16 @@
 #[inline]
 pub const fn e4m3(x: f32) -> u8 {
     let bits = x.to_bits();
-    let (sign, size) = ((bits >> 24) as u8 & 0x80, bits & 0x7fff_ffff);
-    if size > 0x7f80_0000 {
-        return 0x7f;
-    }
-    if size >= 0x43e0_0000 {
-        return sign | 0x7e; // 448 and above
-    }
-    if size < 0x3c80_0000 {
-        // Below 2^-6 values are multiples of 2^-9: adding 2^14 leaves exactly those bits, rounded to nearest even.
-        return sign | (f32::from_bits(size) + 16384.0).to_bits() as u8;
-    }
+    let (sign, size) = ((bits >> 24) & 0x80, bits & 0x7fff_ffff);
     // Round 23 bits of mantissa to 3; the exponent's bias goes from 127 to 7.
-    let rounded = size + 0x7_ffff + ((size >> 20) & 1);
-    sign | ((rounded >> 20) - (120 << 3)) as u8
+    let normal = (size.wrapping_add(0x7_ffff + ((size >> 20) & 1)) >> 20).wrapping_sub(120 << 3);
+    // Below 2^-6 values are multiples of 2^-9: adding 2^14 leaves exactly those bits, rounded to nearest even.
+    let subnormal = (f32::from_bits(size) + 16384.0).to_bits() & 0xff;
+    // No branches, so that loops over this become vector code.
+    let code = if size < 0x3c80_0000 { subnormal } else { normal };
+    let code = if size >= 0x43e0_0000 { 0x7e } else { code }; // 448 and above
+    let code = if size > 0x7f80_0000 { 0x7f } else { code | sign };
+    code as u8
 }
 
 /// Widens f8e4m3; exact. NaN is `0x7fc00000`.
@@ -38,29 +34,17 @@ pub const fn e4m3_value(bits: u8) -> f32 {
 /// sign; a NaN becomes +0.
 #[inline]
 pub const fn e2m1(x: f32) -> u8 {
-    if x.is_nan() {
-        return 0;
-    }
+    // The bounds are halfway between neighbours; a tie goes to the even code. No comparison holds for NaN.
     let size = x.abs();
-    // The bounds are halfway between neighbours; a tie goes to the even code.
-    let code = if size <= 0.25 {
-        0
-    } else if size < 0.75 {
-        1
-    } else if size <= 1.25 {
-        2
-    } else if size < 1.75 {
-        3
-    } else if size <= 2.5 {
-        4
-    } else if size < 3.5 {
-        5
-    } else if size <= 5.0 {
-        6
-    } else {
-        7
-    };
-    code | if x.is_sign_negative() { 8 } else { 0 }
+    let code = (size > 0.25) as u8
+        + (size >= 0.75) as u8
+        + (size > 1.25) as u8
+        + (size >= 1.75) as u8
+        + (size > 2.5) as u8
+        + (size >= 3.5) as u8
+        + (size > 5.0) as u8;
+    let sign = (x.to_bits() >> 28) as u8 & 8;
+    if x.is_nan() { 0 } else { code | sign }
 }
 
 /// Widens the low four bits from e2m1.

@@ -12,6 +12,8 @@
 //! | [`expand_mask`], [`expand_chunks`] | mask maps and chunk sizes to ids; [`scatter_mask`] is the former's way back |
 //! | [`block_table`], [`split_sizes`] | further index arrays of a plan |
 //! | [`route`], [`router_losses`], [`router_grad`] | logits to ids and weights, and the way back |
+//! | [`gather_quant`] | [`gather`] that quantises |
+//! | [`swiglu`], [`swiglu_quant`] | the activation between an expert's products, as it is or quantised |
 //! | [`zero_rows`] | zeroes a range of rows |
 //! | [`copy_memcpy`], [`copy_streaming`] | parallel copies, the floor that a benchmark measures beside the others |
 //!
@@ -28,6 +30,7 @@ mod gather;
 mod grad;
 mod parallel;
 mod place;
+mod quant;
 mod route;
 mod router;
 mod rows;
@@ -50,6 +53,7 @@ pub(crate) use elem::Elem;
 pub(crate) use expand::{Expand, MaskBits, expand_chunks, expand_mask, scatter_mask};
 pub(crate) use gather::{Gather, gather, zero_rows};
 pub(crate) use grad::{CombineGrad, combine_grad};
+pub(crate) use quant::{Activation, GatherQuant, QuantOut, gather_quant, swiglu, swiglu_quant};
 pub(crate) use router::{
     LossGrads, Losses, Route, RouteOut, RouterGrad, RouterLosses, route, router_grad, router_losses,
 };
