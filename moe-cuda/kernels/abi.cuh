@@ -12,6 +12,7 @@ typedef int i32;
 typedef unsigned int u32;
 typedef long long i64;
 typedef unsigned long long u64;
+typedef float f32;
 
 // Id dtypes.
 #define MOE_ID_I32 0u
@@ -96,6 +97,72 @@ struct MoeAddLoadParams {
     u32 reserved;
 };
 
+// A mask map to ids. 88 bytes.
+struct MoeMaskParams {
+    u64 mask;              // [tokens, experts], elements of mask_bytes; not 0 is set
+    u64 probs;             // [tokens, experts], elements of prob_bytes, or 0
+    u64 valid_tokens;      // i32 [1] or 0
+    u64 ids;               // i32 [tokens, max_routes]
+    u64 probs_out;         // [tokens, max_routes], elements of prob_bytes, or 0 where probs is
+    u64 over_max_routes;   // u32 [1], zero before
+    u64 mask_stride;       // bytes
+    u64 probs_stride;      // bytes
+    u32 tokens;
+    u32 experts;
+    u32 max_routes;
+    u32 mask_bytes;        // 1 or 4
+    u32 prob_bytes;        // 2 or 4
+    u32 reserved;
+};
+
+// Values of routes back to a mask map. 56 bytes.
+struct MoeScatterMaskParams {
+    u64 ids;               // i32 [tokens, max_routes]
+    u64 values;            // [tokens, max_routes], elements of `bytes`
+    u64 output;            // [tokens, experts], elements of `bytes`
+    u64 output_stride;     // bytes
+    u32 tokens;
+    u32 experts;
+    u32 max_routes;
+    u32 bytes;             // 2 or 4
+    u32 vec;               // 16, 8, 4 or 2: divides address and stride
+    u32 reserved;
+};
+
+// Chunks of rows to ids. 40 bytes.
+struct MoeChunksParams {
+    u64 sizes;             // i32 [chunks]
+    u64 order;             // i32 [chunks] or 0
+    u64 ids;               // i32 [tokens]
+    u64 work;              // u32 [2 * chunks + 1]: places, then starts
+    u32 tokens;
+    u32 chunks;
+};
+
+// Placed routes in blocks of one expert each. 72 bytes.
+struct MoeBlockTableParams {
+    u64 source;            // i32 [rows]
+    u64 expert_offsets;    // i32 [local_experts + 1]
+    u64 tokens_per_expert; // i32 [local_experts]
+    u64 sorted_token_ids;  // i32 [blocks * block]
+    u64 expert_ids;        // i32 [blocks]
+    u64 num_tokens_post_padded; // i32 [1]
+    u32 routes;
+    u32 rows;
+    u32 local_experts;
+    u32 block;
+    u32 blocks;
+    u32 reserved;
+};
+
+// Rows for each rank. 24 bytes.
+struct MoeSplitSizesParams {
+    u64 expert_offsets;    // i32 [ranks * experts_per_rank + 1]
+    u64 output;            // i32 [ranks]
+    u32 ranks;
+    u32 experts_per_rank;
+};
+
 // Rows to be copied. 48 bytes.
 struct MoeRows {
     u64 input;
@@ -152,8 +219,8 @@ struct MoeCombineParams {
     u32 weight_dtype;  // MOE_NONE where weights is 0
     u32 scale_block;   // elements per scale; 0 without scales
     u32 splits;        // blocks that share a token; at least 1
-    u32 reserved0;
-    u64 reserved1;
+    f32 initial_scale; // multiplies X0
+    u64 reserved;
 };
 
 // Backward of unpermute. 160 bytes.
@@ -207,6 +274,11 @@ struct MoeFillParams {
 static_assert(sizeof(MoePlanParams) == 184, "");
 static_assert(sizeof(MoeKeepParams) == 64, "");
 static_assert(sizeof(MoeAddLoadParams) == 24, "");
+static_assert(sizeof(MoeMaskParams) == 88, "");
+static_assert(sizeof(MoeScatterMaskParams) == 56, "");
+static_assert(sizeof(MoeChunksParams) == 40, "");
+static_assert(sizeof(MoeBlockTableParams) == 72, "");
+static_assert(sizeof(MoeSplitSizesParams) == 24, "");
 static_assert(sizeof(MoeRows) == 48, "");
 static_assert(sizeof(MoePermuteParams) == 280, "");
 static_assert(sizeof(MoeGatherParams) == 176, "");

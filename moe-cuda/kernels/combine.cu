@@ -1,5 +1,5 @@
-// Combine: X[t, :] = round(X0[t, :] + sum over k, ascending, of w[t, k] * Y[slot[t, k], :]), in f32
-// by fma, starting from X0 or +0, rounded once, NaN canonical. With f8 rows and scales the weight
+// Combine: X[t, :] = round(s * X0[t, :] + sum over k, ascending, of w[t, k] * Y[slot[t, k], :]), in f32
+// by fma, starting from s * X0, rounded, or +0, rounded once, NaN canonical. With f8 rows and scales the weight
 // is first multiplied by the row's block scale and rounded to f32. A slot that is not a row below
 // out_rows contributes nothing and nothing of it is read. Parameters: MoeCombineParams in abi.cuh.
 // Tail rule: elements past the last whole vector go one at a time, with the last part.
@@ -7,7 +7,8 @@
 
 // One output element, any dtypes.
 MOE_DEV float moe_combine_element(const MoeCombineParams &c, u32 t, u64 h, const i32 *slot) {
-    float acc = c.initial ? moe_load_any(c.initial + t * c.initial_stride, h, c.x_dtype) : 0.0f;
+    float acc = 0.0f;
+    if (c.initial) acc = __fmul_rn(c.initial_scale, moe_load_any(c.initial + t * c.initial_stride, h, c.x_dtype));
     for (u32 j = 0; j < c.k; j++) {
         u64 row = (u64)(i64)slot[j];
         if (row >= c.out_rows) continue;
@@ -161,7 +162,7 @@ MOE_DEV void moe_combine_rows(const MoeCombineParams &c) {
                 MoeVec<X, V> v;
                 v.load(c.initial + t * c.initial_stride, at, at < units);
 #pragma unroll
-                for (u32 i = 0; i < V; i++) acc[n][i] = MoeType<X>::widen(v.lane[i]);
+                for (u32 i = 0; i < V; i++) acc[n][i] = __fmul_rn(c.initial_scale, MoeType<X>::widen(v.lane[i]));
             }
         }
         for (u32 j0 = 0; j0 < k; j0 += B) {

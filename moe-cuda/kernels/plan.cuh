@@ -64,12 +64,14 @@ MOE_DEV i32 moe_route_local(const MoePlanParams &p, i32 id, u32 x) {
     return local;
 }
 
-// Tokens that take part.
-MOE_DEV u32 moe_valid_tokens(const MoePlanParams &p) {
-    if (!p.valid_tokens) return p.tokens;
-    i32 v = *(const i32 *)p.valid_tokens;
-    return v < 0 ? 0u : moe_min((u32)v, p.tokens);
+// Tokens that take part: a count on the device that may be absent, out of `tokens`.
+MOE_DEV u32 moe_valid_count(u64 valid_tokens, u32 tokens) {
+    if (!valid_tokens) return tokens;
+    i32 v = *(const i32 *)valid_tokens;
+    return v < 0 ? 0u : moe_min((u32)v, tokens);
 }
+
+MOE_DEV u32 moe_valid_tokens(const MoePlanParams &p) { return moe_valid_count(p.valid_tokens, p.tokens); }
 
 // --- shared memory -----------------------------------------------------------------------------
 

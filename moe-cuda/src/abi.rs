@@ -107,6 +107,72 @@ blocks! {
         reserved: u32,
     }
 
+    /// A mask map to ids.
+    MaskParams: 88 {
+        mask: u64,
+        probs: u64,
+        valid_tokens: u64,
+        ids: u64,
+        probs_out: u64,
+        over_max_routes: u64,
+        mask_stride: u64,
+        probs_stride: u64,
+        tokens: u32,
+        experts: u32,
+        max_routes: u32,
+        mask_bytes: u32,
+        prob_bytes: u32,
+        reserved: u32,
+    }
+
+    /// Values of routes back to a mask map.
+    ScatterMaskParams: 56 {
+        ids: u64,
+        values: u64,
+        output: u64,
+        output_stride: u64,
+        tokens: u32,
+        experts: u32,
+        max_routes: u32,
+        bytes: u32,
+        vec: u32,
+        reserved: u32,
+    }
+
+    /// Chunks of rows to ids.
+    ChunksParams: 40 {
+        sizes: u64,
+        order: u64,
+        ids: u64,
+        work: u64,
+        tokens: u32,
+        chunks: u32,
+    }
+
+    /// Placed routes in blocks of one expert each.
+    BlockTableParams: 72 {
+        source: u64,
+        expert_offsets: u64,
+        tokens_per_expert: u64,
+        sorted_token_ids: u64,
+        expert_ids: u64,
+        num_tokens_post_padded: u64,
+        routes: u32,
+        rows: u32,
+        local_experts: u32,
+        block: u32,
+        blocks: u32,
+        reserved: u32,
+    }
+
+    /// Rows for each rank.
+    SplitSizesParams: 24 {
+        expert_offsets: u64,
+        output: u64,
+        ranks: u32,
+        experts_per_rank: u32,
+    }
+
     /// Rows to be copied.
     RowsParams: 48 {
         input: u64,
@@ -163,8 +229,8 @@ blocks! {
         weight_dtype: u32,
         scale_block: u32,
         splits: u32,
-        reserved0: u32,
-        reserved1: u64,
+        initial_scale: f32,
+        reserved: u64,
     }
 
     /// The backward of unpermute.
@@ -255,6 +321,11 @@ mod tests {
             ("MoePlanParams", "PlanParams"),
             ("MoeKeepParams", "KeepParams"),
             ("MoeAddLoadParams", "AddLoadParams"),
+            ("MoeMaskParams", "MaskParams"),
+            ("MoeScatterMaskParams", "ScatterMaskParams"),
+            ("MoeChunksParams", "ChunksParams"),
+            ("MoeBlockTableParams", "BlockTableParams"),
+            ("MoeSplitSizesParams", "SplitSizesParams"),
             ("MoeRows", "RowsParams"),
             ("MoePermuteParams", "PermuteParams"),
             ("MoeGatherParams", "GatherParams"),

@@ -8,7 +8,7 @@ use crate::ptx::Kernel;
 use crate::thresholds::{combine_any_cut, combine_cut};
 use crate::{Cuda, CudaQueue};
 use moe_core::raw::CombineArgs;
-use moe_core::{DType, Error, Result};
+use moe_core::{DType, Result};
 
 /// The kernel that reads rows and writes results of these types in vectors; where there is one for this `top_k` alone, it
 /// takes 0.1 microseconds less at few tokens.
@@ -37,10 +37,6 @@ pub(crate) fn fast_kernel(rows: DType, out: DType, top_k: usize) -> Option<Kerne
 /// # Safety
 /// The promises of `PermuteBackend`.
 pub(crate) unsafe fn combine(queue: &CudaQueue, mut args: CombineArgs<'_, Cuda>) -> Result<()> {
-    if args.residual_scale != 1.0 {
-        let reason = "there is no kernel for a residual scale other than 1".into();
-        return Err(Error::Unsupported { op: "combine", backend: "cuda", reason });
-    }
     let shape = args.plan.arrays.shape;
     if shape.num_tokens == 0 {
         return Ok(());
@@ -77,6 +73,7 @@ pub(crate) unsafe fn combine(queue: &CudaQueue, mut args: CombineArgs<'_, Cuda>)
     if let Some(residual) = &args.residual {
         params.initial = launch.read(&residual.region)?;
         params.initial_stride = bytes(residual.stride, residual.dtype);
+        params.initial_scale = args.residual_scale;
     }
     let aligned = common_vec(&[
         params.rows,

@@ -128,6 +128,18 @@ impl<'r> Launch<'r> {
         Ok(())
     }
 
+    /// Zeroes memory.
+    ///
+    /// # Safety
+    /// `address` is from this launch's `write`, or inside of such a region, which has `bytes` bytes from there.
+    pub(crate) unsafe fn zero(&mut self, address: u64, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's promise; the region stays until the stream is done with it, as for a kernel.
+        let done = unsafe { result::memset_d8_async(address, 0, bytes, self.queue.stream().cu_stream()) };
+        done.map_err(|error| self.queue.device().error(self.op, error))?;
+        self.queue.enqueued(self.op);
+        Ok(())
+    }
+
     /// Multiprocessors of the device.
     pub(crate) fn multiprocessors(&self) -> u32 {
         self.queue.kernels().multiprocessors

@@ -57,6 +57,7 @@ mod probe;
 mod ptx;
 mod queue;
 mod readback;
+mod routes;
 mod thresholds;
 
 pub use buffer::{CudaBuffer, CudaRegion, CudaRegionMut};
@@ -70,7 +71,8 @@ pub use ptx::SHA256SUMS;
 pub use queue::CudaQueue;
 
 use moe_core::raw::{
-    BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, PlanRef, RawRows, RawRowsMut, Section, ZeroTailArgs,
+    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, MaskArgs, PlanMut, PlanRef,
+    RawRows, RawRowsMut, ScatterMaskArgs, Section, SplitSizesArgs, ZeroTailArgs,
 };
 use moe_core::{Backend, Capacity, Limits, PermuteBackend, Result};
 
@@ -138,6 +140,31 @@ unsafe impl PermuteBackend for Cuda {
     unsafe fn zero_tail(queue: &mut CudaQueue, args: ZeroTailArgs<'_, Self>) -> Result<()> {
         // SAFETY: the caller's promises are passed on.
         unsafe { gather::zero_tail(queue, args) }
+    }
+
+    unsafe fn expand_mask(queue: &mut CudaQueue, args: MaskArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { routes::expand_mask(queue, args) }
+    }
+
+    unsafe fn scatter_mask(queue: &mut CudaQueue, args: ScatterMaskArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { routes::scatter_mask(queue, args) }
+    }
+
+    unsafe fn expand_chunks(queue: &mut CudaQueue, args: ChunkArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { routes::expand_chunks(queue, args) }
+    }
+
+    unsafe fn block_table(queue: &mut CudaQueue, args: BlockTableArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { routes::block_table(queue, args) }
+    }
+
+    unsafe fn split_sizes(queue: &mut CudaQueue, args: SplitSizesArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { routes::split_sizes(queue, args) }
     }
 
     unsafe fn add_load(

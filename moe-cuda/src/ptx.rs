@@ -20,6 +20,9 @@ sources! {
     PLAN = "plan";
     KEEP = "keep";
     LOAD = "load";
+    MASK = "mask";
+    CHUNKS = "chunks";
+    BLOCKS = "blocks";
     PERMUTE = "permute";
     GATHER = "gather";
     COMBINE = "combine";
@@ -54,6 +57,12 @@ kernels! {
     PlanGrid = "moe_plan_grid" in PLAN,
     KeepByWeight = "moe_keep_by_weight" in KEEP,
     AddLoad = "moe_add_load" in LOAD,
+    ExpandMask = "moe_expand_mask" in MASK,
+    ScatterMask = "moe_scatter_mask" in MASK,
+    ExpandChunksStarts = "moe_expand_chunks_starts" in CHUNKS,
+    ExpandChunks = "moe_expand_chunks" in CHUNKS,
+    BlockTable = "moe_block_table" in BLOCKS,
+    SplitSizes = "moe_split_sizes" in BLOCKS,
     PermuteTiny = "moe_permute_tiny" in PERMUTE,
     PermuteSmall = "moe_permute_small" in PERMUTE,
     PermuteGrid = "moe_permute_grid" in PERMUTE,
@@ -88,7 +97,7 @@ impl Kernel {
     /// Whether it takes more dynamic shared memory than every GPU gives without asking.
     pub(crate) fn wants_shared_memory(self) -> bool {
         use Kernel::*;
-        matches!(self, PlanSmall | PlanGrid | PermuteTiny | PermuteSmall | PermuteGrid)
+        matches!(self, PlanSmall | PlanGrid | PermuteTiny | PermuteSmall | PermuteGrid | BlockTable)
     }
 }
 

@@ -29,6 +29,8 @@ const MOST_ROW_BYTES: usize = 1 << 20;
 const COMBINE_BLOCKS: usize = 4;
 /// Blocks that zero padding rows at most.
 const PADDING_BLOCKS: usize = 1_024;
+/// Threads that a multiprocessor runs at once.
+const THREADS: usize = 2_048;
 /// Blocks that zero the tail at most, for each multiprocessor.
 const TAIL_BLOCKS: usize = 8;
 
@@ -257,6 +259,18 @@ pub(crate) fn with_padding(blocks: usize, padding: bool, local_experts: usize) -
 /// Blocks that zero a tail of at most `rows` rows.
 pub(crate) fn tail_grid(rows: usize, multiprocessors: u32) -> u32 {
     rows.clamp(1, TAIL_BLOCKS * multiprocessors as usize) as u32
+}
+
+/// Blocks for `n` elements, a thread for each, as far as the device runs them at once.
+pub(crate) fn thread_grid(block: u32, n: usize, multiprocessors: u32) -> u32 {
+    let most = THREADS / block as usize * multiprocessors as usize;
+    n.div_ceil(block as usize).clamp(1, most) as u32
+}
+
+/// The same with a warp for each.
+pub(crate) fn warp_grid(block: u32, n: usize, multiprocessors: u32) -> u32 {
+    let most = THREADS / block as usize * multiprocessors as usize;
+    n.div_ceil(block as usize / 32).clamp(1, most) as u32
 }
 
 #[cfg(test)]
