@@ -3,13 +3,15 @@
 
 mod common;
 
-use common::{Rng, device};
+use common::routes::{self, MaskValue, Work, equal};
+use common::{Rng, cpu, device};
 use half::{bf16, f16};
 use moe_core::eplb::LoadRecorder;
 use moe_core::float8::{F8E4M3, F8E5M2};
 use moe_core::{
     Buf, Capacity, CombineInput, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Routing, Workspace,
 };
+use moe_cpu::Cpu;
 use moe_cuda::{Cuda, kernels_launched};
 
 const CANARY: usize = 32;
@@ -146,6 +148,32 @@ fn builders<T: Float>(queue: &mut Queue<'_, Cuda>, case: Case, capacity: usize) 
     assert!(sums.sums().iter().copied().eq(expected), "sums of layers beside it are touched");
 }
 
+const MASK: routes::Case = routes::Case {
+    tokens: 33,
+    experts: 14,
+    max_routes: 14,
+    one_in: 3,
+    capacity: None,
+    chunks: 5,
+    block: 3,
+    ranks: 7,
+    hidden: 8,
+    shift: 0,
+    gap: 0,
+};
+
+/// Masks, chunks and tables, with outputs between canaries, which the CPU's results have too.
+fn routes<M: MaskValue, P: Float>(queue: &mut Queue<'_, Cuda>, case: routes::Case) {
+    let (mut reference, contents) = (cpu(), case.contents(&mut Rng(5)));
+    let mut ours = Work::<Cuda, M, P>::new(queue, case);
+    ours.write(queue, &contents).unwrap();
+    ours.enqueue(queue).unwrap();
+    let mut theirs = Work::<Cpu, M, P>::new(&mut reference, case);
+    theirs.write(&mut reference, &contents).unwrap();
+    theirs.enqueue(&mut reference).unwrap();
+    equal(&ours.read(queue).unwrap(), &theirs.read(&mut reference).unwrap(), &case);
+}
+
 #[test]
 fn every_kernel_stays_inside_of_its_memory() {
     let Some(device) = device("cuda") else { return };
@@ -174,6 +202,9 @@ fn every_kernel_stays_inside_of_its_memory() {
     builders::<f32>(&mut queue, base, 3);
     builders::<f16>(&mut queue, Case { top_k: 33, layout: Layout::Packed, ..base }, 40); // more than a batch of routes
     builders::<bf16>(&mut queue, Case { tokens: 64, top_k: 33, experts: 40, layout: Layout::Padded(8), ..base }, 20);
+    routes::<u8, f32>(&mut queue, MASK);
+    routes::<i32, bf16>(&mut queue, routes::Case { shift: 1, gap: 3, max_routes: 3, capacity: Some(2), ..MASK });
+    routes::<u8, f16>(&mut queue, routes::Case { experts: 131, ranks: 1, max_routes: 140, chunks: 40, ..MASK });
     eights::<F8E4M3>(&mut queue, base);
     eights::<F8E5M2>(&mut queue, base);
     queue.synchronize().unwrap();

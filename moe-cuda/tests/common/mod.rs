@@ -1,6 +1,8 @@
 //! What the GPU tests share.
 #![allow(dead_code, reason = "no test program uses all of it")]
 
+pub(crate) mod routes;
+
 use moe_core::{
     Backend, Buf, CombineInput, Dev, Element, Error, Float, Limits, PermuteBackend, PlanSpec, Queue, RoutePlan,
     Routing, Workspace,
