@@ -67,7 +67,7 @@ fn smallest(dtype: DType) -> f64 {
 }
 
 /// The distance of neighbouring numbers of the type around `x`.
-fn ulp(dtype: DType, x: f64) -> f64 {
+pub(super) fn ulp(dtype: DType, x: f64) -> f64 {
     let digits = match dtype {
         DType::F16 => 10,
         DType::BF16 => 7,

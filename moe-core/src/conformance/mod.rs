@@ -52,7 +52,7 @@ mod values;
 pub use options::{Options, Tolerance};
 #[doc(hidden)]
 pub use quant::expect_pass as expect_quant_pass;
-pub use recorded::{recorded_trace, recorded_vllm};
+pub use recorded::{recorded_te, recorded_trace, recorded_vllm};
 pub use report::{Failure, GroupReport, Report};
 #[doc(hidden)]
 pub use router::expect_pass as expect_router_pass;
