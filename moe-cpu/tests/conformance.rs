@@ -9,6 +9,10 @@ fn options() -> Options {
 
 moe_core::conformance_suite!(Cpu, "cpu", options());
 moe_core::quant_suite!(Cpu, "cpu", options());
+#[cfg(feature = "gemm")]
+mod products {
+    moe_core::matmul_suite!(moe_cpu::Cpu, "cpu", super::options());
+}
 
 #[test]
 fn a_group_that_is_skipped_says_why() {

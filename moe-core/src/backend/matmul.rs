@@ -1,6 +1,6 @@
 //! The experts' products.
 
-use super::Backend;
+use super::{Backend, PermuteBackend};
 use crate::Result;
 use crate::raw::GroupedMatmulArgs;
 
@@ -37,7 +37,7 @@ pub unsafe trait GroupedMatmul<B: Backend> {
 }
 
 /// A backend that brings products of its own.
-pub trait MatmulBackend: Backend {
+pub trait MatmulBackend: PermuteBackend {
     /// Its products.
     type Matmul: GroupedMatmul<Self>;
 

@@ -13,7 +13,7 @@
 //! or, with a tolerance, skips and limits, `conformance_suite!(Gpu, "gpu", options())`, where `options()` gives
 //! [`Options`]. A program that carries the suite to another machine calls [`run`] and prints the [`Report`].
 //!
-//! What has a backend trait of its own has a suite of its own: [`router`], [`quant`].
+//! What has a backend trait of its own has a suite of its own: [`router`], [`quant`], [`matmul`].
 //!
 //! Quick runs cover every combination of two axes (dtypes, layouts, expert maps, sizes, distributions of ids, …); full
 //! ones (`MOE_FULL=1`, or `--full` for a program) every combination of three. Groups named `bug_NN_…` protect from a
@@ -37,6 +37,7 @@ mod gather;
 mod guarded;
 mod harness;
 mod mask;
+pub mod matmul;
 pub mod naive;
 mod options;
 pub mod quant;
@@ -49,6 +50,8 @@ mod suite;
 mod tables;
 mod values;
 
+#[doc(hidden)]
+pub use matmul::expect_pass as expect_matmul_pass;
 pub use options::{Options, Tolerance};
 #[doc(hidden)]
 pub use quant::expect_pass as expect_quant_pass;

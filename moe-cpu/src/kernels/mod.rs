@@ -50,9 +50,13 @@ pub(crate) use blocks::{block_table, split_sizes};
 pub(crate) use combine::{Combine, Scales, combine};
 pub(crate) use copy::{copy_memcpy, copy_streaming};
 pub(crate) use elem::Elem;
+#[cfg(feature = "gemm")]
+pub(crate) use elem::{bf16_bits, e4m3_value, f16_bits, f16_value};
 pub(crate) use expand::{Expand, MaskBits, expand_chunks, expand_mask, scatter_mask};
 pub(crate) use gather::{Gather, gather, zero_rows};
 pub(crate) use grad::{CombineGrad, combine_grad};
+#[cfg(feature = "gemm")]
+pub(crate) use parallel::Shared;
 pub(crate) use quant::{Activation, GatherQuant, QuantOut, gather_quant, swiglu, swiglu_quant};
 pub(crate) use router::{
     LossGrads, Losses, Route, RouteOut, RouterGrad, RouterLosses, route, router_grad, router_losses,
