@@ -141,6 +141,16 @@ pub enum Error {
         /// The alignment it needs, in bytes.
         expected: usize,
     },
+    /// A model's file that cannot be loaded as what it should be.
+    #[error("cannot load the model: {what} is {got}, expected {expected}")]
+    InvalidModel {
+        /// The tensor, or the key of the configuration.
+        what: String,
+        /// What it should have been.
+        expected: String,
+        /// What it is.
+        got: String,
+    },
     /// A plan that was allocated but never built.
     #[error("{op}: the route plan was allocated but not built yet")]
     PlanNotBuilt {

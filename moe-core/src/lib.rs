@@ -34,6 +34,8 @@ pub mod conformance;
 pub mod dtype;
 pub mod eplb;
 pub mod identity;
+#[cfg(feature = "layer")]
+pub mod layer;
 pub mod math;
 pub mod oracle;
 pub mod quant;
