@@ -1,9 +1,9 @@
 //! Gather, and zeroing what it leaves alone.
 
 use crate::kernels::{self, Gather};
-use crate::plan::{elem, placement, rows, rows_mut, weights};
+use crate::plan::{self, elem, placement, rows, rows_mut, weights};
 use crate::{Cpu, CpuQueue};
-use moe_core::raw::{GatherArgs, ZeroTailArgs};
+use moe_core::raw::{BuildArgs, GatherArgs, PlanMut, RawRows, RawRowsMut, ZeroTailArgs};
 
 pub(crate) fn gather(queue: &CpuQueue, args: GatherArgs<'_, Cpu>) {
     let dtype = args.rows.dtype;
@@ -16,6 +16,22 @@ pub(crate) fn gather(queue: &CpuQueue, args: GatherArgs<'_, Cpu>) {
     let out = rows_mut(args.out);
     let bytes = (args.plan.arrays.shape.num_tokens + args.plan.arrays.shape.rows) * kernel_args.row_bytes;
     queue.run(bytes, |tier| kernels::gather(tier, &kernel_args, out));
+}
+
+/// Plan and gather, for which the pool is woken up once.
+pub(crate) fn permute(
+    queue: &CpuQueue,
+    mut plan: PlanMut<'_, Cpu>,
+    args: BuildArgs<'_, Cpu>,
+    rows: RawRows<'_, Cpu>,
+    out: RawRowsMut<'_, Cpu>,
+) {
+    let shape = &plan.arrays.shape;
+    let bytes = (shape.num_tokens + shape.rows) * rows.cols * rows.dtype.size();
+    queue.run(bytes, |_| {
+        plan::build(queue, plan.reborrow(), args);
+        gather(queue, GatherArgs { plan: plan.as_ref(), rows: rows.shorten(), weights: None, out: out.shorten() });
+    });
 }
 
 pub(crate) fn zero_tail(queue: &CpuQueue, args: ZeroTailArgs<'_, Cpu>) {

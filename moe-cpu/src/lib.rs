@@ -44,8 +44,8 @@ pub use device::CpuDevice;
 pub use queue::CpuQueue;
 
 use moe_core::raw::{
-    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, MaskArgs, PlanMut, ScatterMaskArgs,
-    SplitSizesArgs, ZeroTailArgs,
+    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, MaskArgs, PlanMut, RawRows,
+    RawRowsMut, ScatterMaskArgs, SplitSizesArgs, ZeroTailArgs,
 };
 use moe_core::{Backend, Capacity, Limits, PermuteBackend, Result};
 
@@ -97,6 +97,17 @@ unsafe impl PermuteBackend for Cpu {
 
     unsafe fn gather(queue: &mut CpuQueue, args: GatherArgs<'_, Self>) -> Result<()> {
         gather::gather(queue, args);
+        Ok(())
+    }
+
+    unsafe fn permute(
+        queue: &mut CpuQueue,
+        plan: PlanMut<'_, Self>,
+        args: BuildArgs<'_, Self>,
+        rows: RawRows<'_, Self>,
+        out: RawRowsMut<'_, Self>,
+    ) -> Result<()> {
+        gather::permute(queue, plan, args, rows, out);
         Ok(())
     }
 

@@ -58,8 +58,9 @@ pub(crate) fn build(queue: &CpuQueue, plan: PlanMut<'_, Cpu>, args: BuildArgs<'_
         source: typed_mut(cut(&mut rest, arrays.source)),
         m_indices: arrays.m_indices.map(|section| typed_mut(cut(&mut rest, section))),
     };
-    // Ids and four arrays of at most 8 bytes an element; a plan that has fewer than 8,192 routes is not split.
-    let bytes = (shape.num_routes() + shape.rows) * 16;
+    // Ids and four arrays of at most 8 bytes an element.
+    let serial = kernels::plan_is_serial(shape.num_routes(), shape.rows);
+    let bytes = if serial { 0 } else { (shape.num_routes() + shape.rows) * 16 };
     queue.run(bytes, |_| kernels::plan(&kernel_args, &mut out, args.scratch.0));
 }
 

@@ -37,24 +37,30 @@ pub(super) fn count<I: Id, P: Physical>(
         }
         return;
     }
-    if ids.len() < SEVERAL {
-        ids.iter().for_each(|&id| first[physical.class(id, 0) as usize] += 1);
-        return;
+    // What is no expert is one class at first: there is none of it in most batches.
+    let expert = |id: I| physical.expert(id, 0) as usize;
+    let (fours, rest) = if ids.len() < SEVERAL { (&[][..], ids) } else { ids.as_chunks::<TABLES>() };
+    rest.iter().for_each(|&id| first[expert(id)] += 1);
+    if !fours.is_empty() {
+        let others = &mut others[..(TABLES - 1) * classes];
+        others.fill(0);
+        let (second, others) = others.split_at_mut(classes);
+        let (third, fourth) = others.split_at_mut(classes);
+        for &[a, b, c, d] in fours {
+            first[expert(a)] += 1;
+            second[expert(b)] += 1;
+            third[expert(c)] += 1;
+            fourth[expert(d)] += 1;
+        }
+        for (((a, b), c), d) in first.iter_mut().zip(second).zip(third).zip(fourth) {
+            *a += *b + *c + *d;
+        }
     }
-    let others = &mut others[..(TABLES - 1) * classes];
-    others.fill(0);
-    let (second, others) = others.split_at_mut(classes);
-    let (third, fourth) = others.split_at_mut(classes);
-    let (fours, rest) = ids.as_chunks::<TABLES>();
-    for &[a, b, c, d] in fours {
-        first[physical.class(a, 0) as usize] += 1;
-        second[physical.class(b, 0) as usize] += 1;
-        third[physical.class(c, 0) as usize] += 1;
-        fourth[physical.class(d, 0) as usize] += 1;
-    }
-    rest.iter().for_each(|&id| first[physical.class(id, 0) as usize] += 1);
-    for (((a, b), c), d) in first.iter_mut().zip(second).zip(third).zip(fourth) {
-        *a += *b + *c + *d;
+    let masked = classes - 2;
+    if first[masked] > 0 {
+        let invalid = ids.iter().filter(|&&id| physical.class(id, 0) as usize > masked).count() as u32;
+        first[masked] -= invalid;
+        first[masked + 1] += invalid;
     }
 }
 

@@ -14,6 +14,7 @@ use super::stores;
 use super::tier::{Op, Tier};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Arguments of [`gather`].
 pub(crate) struct Gather<'a> {
@@ -44,15 +45,20 @@ pub(crate) fn gather(tier: Tier, args: &Gather<'_>, out: RowsMut<'_>) {
     let stride = out.stride;
     let out = Shared::new(out.bytes);
     let grain = tier.thresholds().grain_for(row_bytes * plan.top_k);
+    let placed = AtomicUsize::new(0);
     match *weights {
         None => for_ranges(0..tokens, grain, &|tokens| {
-            tier.run(Copies { args, out: &out, stride, used, stream, tokens });
+            tier.run(Copies { args, out: &out, stride, used, stream, tokens, placed: &placed });
         }),
         Some((weights, elem)) => with_output!(elem, E => for_ranges(0..tokens, grain, &|tokens| {
-            tier.run(Scaled::<E> { args, weights, out: &out, stride, used, stream, tokens, elem: PhantomData });
+            let placed = &placed;
+            tier.run(Scaled::<E> { args, weights, out: &out, stride, used, stream, tokens, placed, elem: PhantomData });
         })),
     }
-    zero_padding(tier, plan, used, &out, stride, *row_bytes, stream);
+    // Each route has a row of its own: where all rows have a route, none is padding.
+    if placed.into_inner() < used {
+        zero_padding(tier, plan, used, &out, stride, *row_bytes, stream);
+    }
 }
 
 /// Zeroes rows `range` of `out`.
@@ -92,15 +98,18 @@ struct Copies<'a> {
     used: usize,
     stream: bool,
     tokens: Range<usize>,
+    placed: &'a AtomicUsize,
 }
 
 impl Op for Copies<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Gather { plan, rows, row_bytes, .. } = self.args;
+        let mut placed = 0;
         for token in self.tokens {
             for route in token * plan.top_k..(token + 1) * plan.top_k {
                 let Some(row) = plan.row_of(route, self.used) else { continue };
+                placed += 1;
                 // SAFETY: `gather` asserted that token rows and `used` output rows lie in their memory, and `row_of`
                 // gives a row below `used` to one route only; the output is borrowed mutably, so nothing overlaps.
                 unsafe {
@@ -109,6 +118,7 @@ impl Op for Copies<'_> {
                 }
             }
         }
+        self.placed.fetch_add(placed, Relaxed);
         // SAFETY: the caller promises the instruction set.
         unsafe { S::fence() }
     }
@@ -123,6 +133,7 @@ struct Scaled<'a, E> {
     used: usize,
     stream: bool,
     tokens: Range<usize>,
+    placed: &'a AtomicUsize,
     elem: PhantomData<E>,
 }
 
@@ -130,9 +141,11 @@ impl<E: Output> Op for Scaled<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Gather { plan, rows, row_bytes, .. } = self.args;
+        let mut placed = 0;
         for token in self.tokens {
             for route in token * plan.top_k..(token + 1) * plan.top_k {
                 let Some(row) = plan.row_of(route, self.used) else { continue };
+                placed += 1;
                 // SAFETY: as for `Copies`.
                 unsafe {
                     let src = rows.bytes.as_ptr().add(token * rows.stride);
@@ -141,6 +154,7 @@ impl<E: Output> Op for Scaled<'_, E> {
                 }
             }
         }
+        self.placed.fetch_add(placed, Relaxed);
         // SAFETY: the caller promises the instruction set.
         unsafe { S::fence() }
     }

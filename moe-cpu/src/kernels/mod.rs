@@ -62,6 +62,6 @@ pub(crate) use router::{
     LossGrads, Losses, Route, RouteOut, RouterGrad, RouterLosses, route, router_grad, router_losses,
 };
 pub(crate) use rows::{Placement, Rows, RowsMut, Weights, WeightsMut};
-pub(crate) use sort::{Capacity, Copies, Ids, Layout, PlanArgs, PlanOut, plan, plan_scratch_bytes};
+pub(crate) use sort::{Capacity, Copies, Ids, Layout, PlanArgs, PlanOut, plan, plan_is_serial, plan_scratch_bytes};
 pub(crate) use thresholds::{INSTRUCTIONS, KNOBS, STREAM_BYTES, STREAM_ROW, TASK_BYTES, Thresholds};
 pub(crate) use tier::Tier;

@@ -3,18 +3,11 @@
 use super::parallel::for_ranges;
 use super::route::{Id, Physical, Router};
 use super::sort::{Layout, PlanOut};
-use super::stores::{stream_fence, stream_words};
+use super::stores::prefetch_word;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 /// Rows that a task fills after the routes are placed.
-const FILL: usize = 1 << 15;
-
-/// Words of a cache line.
-pub(super) const LINE_WORDS: usize = 16;
-
-/// A cache line of words.
-#[repr(C, align(64))]
-pub(super) struct Line([u32; LINE_WORDS]);
+pub(super) const FILL: usize = 1 << 15;
 
 /// Some of a plan's routes, and where they are written to.
 pub(super) struct Part<'a, I> {
@@ -54,58 +47,57 @@ pub(super) fn place<I: Id, P: Physical>(
     }
 }
 
-/// Whether a part of so many routes gains from whole lines: the experts' rows then lie on more pages than a processor
-/// keeps translations of, and each line is filled.
-pub(super) fn by_line(routes: usize, local: usize) -> bool {
-    local <= 1024 && routes >= 2 * LINE_WORDS * local
-}
+/// Routes whose rows are looked up before the first of them is written.
+const BATCH: usize = 4;
+
+/// How many rows ahead of the one that is written an expert's rows are asked for: the next line.
+const AHEAD: usize = 16;
+
+/// The row of a route that is not placed: past every row, and -1 as a slot.
+const NOWHERE: u32 = u32::MAX;
 
 /// Places all routes that have a local expert; every one of them has a row.
 ///
-/// Each expert's next rows are collected in a line of `lines` [E_local], and written when the line is whole: one store
-/// to a far page for sixteen rows, without reading what it replaces. `begins` [E_local] is scratch.
-pub(super) fn place_by_line<I: Id, P: Physical>(
+/// A few cursors are read and moved before any row is written. Where a row is written is known from its cursor alone,
+/// and a processor that does not know where a store goes has to guess whether the next look-up may pass it: one route
+/// after the other, each look-up waits for the one before. The rows of all experts together are more lines than the
+/// first cache level holds, so each store asks for the line after its own. `next` [E_local + 1] is scratch.
+pub(super) fn place_all<I: Id, P: Physical>(
     part: &Part<'_, I>,
     router: &Router<'_, P>,
-    cursors: &mut [u32],
-    begins: &mut [u32],
-    lines: &mut [Line],
+    cursors: &[u32],
+    next: &mut [u32],
 ) {
-    begins.copy_from_slice(cursors);
-    // Rows are counted from the last line boundary at or before `source`.
-    let shift = (part.rows.as_ptr() as usize / 4 % LINE_WORDS) as u32;
-    let flush = |Line(line): &Line, begin: u32, end: u32| {
-        let from = (end.wrapping_sub(1).wrapping_add(shift) & !(LINE_WORDS as u32 - 1)).wrapping_sub(shift);
-        let whole = from as i32 >= 0 && from >= begin && end - from == LINE_WORDS as u32;
-        if whole {
-            stream_words(&part.rows[from as usize..end as usize], line);
-        } else {
-            for row in begin.max(if from as i32 >= 0 { from } else { 0 })..end {
-                part.rows[row as usize].store(line[((row + shift) as usize) % LINE_WORDS] as i32, Relaxed);
-            }
-        }
+    let local = cursors.len();
+    let next = &mut next[..local + 1];
+    next[..local].copy_from_slice(cursors);
+    next[local] = NOWHERE;
+    let mut row_of = |id: I, route: usize| {
+        let e = (router.local(id, route) as usize).min(local);
+        let row = next[e];
+        next[e] = row + u32::from(e < local);
+        row
     };
-    for ((route, &id), slot) in (part.first..).zip(part.ids).zip(part.slots) {
-        let e = router.local(id, route) as usize;
-        let mut to = -1;
-        if let Some(cursor) = cursors.get_mut(e) {
-            let row = *cursor;
-            *cursor = row + 1;
-            to = row as i32;
-            let at = (row + shift) as usize % LINE_WORDS;
-            lines[e].0[at] = route as u32;
-            if at == LINE_WORDS - 1 {
-                flush(&lines[e], begins[e], row + 1);
-            }
+    let put = |row: u32, route: usize, slot: &AtomicI32| {
+        if let Some(source) = part.rows.get(row as usize) {
+            prefetch_word(part.rows, row as usize + AHEAD);
+            source.store(route as i32, Relaxed);
         }
-        slot.store(to, Relaxed);
-    }
-    for ((line, &begin), &end) in lines.iter().zip(&*begins).zip(&*cursors) {
-        if begin < end && !(end + shift).is_multiple_of(LINE_WORDS as u32) {
-            flush(line, begin, end);
+        slot.store(row as i32, Relaxed);
+    };
+    let (batches, rest) = part.ids.as_chunks::<BATCH>();
+    let (slots, rest_slots) = part.slots.as_chunks::<BATCH>();
+    let mut route = part.first;
+    for (ids, slots) in batches.iter().zip(slots) {
+        let rows: [u32; BATCH] = std::array::from_fn(|i| row_of(ids[i], route + i));
+        for i in 0..BATCH {
+            put(rows[i], route + i, &slots[i]);
         }
+        route += BATCH;
     }
-    stream_fence();
+    for (i, (&id, slot)) in rest.iter().zip(rest_slots).enumerate() {
+        put(row_of(id, route + i), route + i, slot);
+    }
 }
 
 /// Writes -1 to the source of padding rows and the tail, and `m_indices`.

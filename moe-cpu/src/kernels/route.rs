@@ -5,12 +5,18 @@ use super::sort::Copies;
 /// An id type. Its class among `experts`: 0..experts are experts, `experts` is masked, `experts + 1` invalid.
 pub(super) trait Id: Copy + Sync {
     fn class(self, experts: u32) -> u32;
+    /// The expert, or `experts` where it is none.
+    fn expert(self, experts: u32) -> u32;
 }
 
 impl Id for i32 {
     #[inline(always)]
     fn class(self, experts: u32) -> u32 {
         if (self as u32) < experts { self as u32 } else { experts + u32::from(self != -1) }
+    }
+    #[inline(always)]
+    fn expert(self, experts: u32) -> u32 {
+        (self as u32).min(experts)
     }
 }
 
@@ -19,12 +25,20 @@ impl Id for u32 {
     fn class(self, experts: u32) -> u32 {
         if self < experts { self } else { experts + u32::from(self != u32::MAX) }
     }
+    #[inline(always)]
+    fn expert(self, experts: u32) -> u32 {
+        self.min(experts)
+    }
 }
 
 impl Id for i64 {
     #[inline(always)]
     fn class(self, experts: u32) -> u32 {
         if (self as u64) < u64::from(experts) { self as u32 } else { experts + u32::from(self != -1) }
+    }
+    #[inline(always)]
+    fn expert(self, experts: u32) -> u32 {
+        (self as u64).min(u64::from(experts)) as u32
     }
 }
 
@@ -34,6 +48,11 @@ pub(super) trait Physical: Sync {
     const BY_ID: bool;
     /// The class of the route with this number and id.
     fn class<I: Id>(&self, id: I, route: usize) -> u32;
+    /// Its physical expert, or something not below P.
+    #[inline(always)]
+    fn expert<I: Id>(&self, id: I, route: usize) -> u32 {
+        self.class(id, route)
+    }
 }
 
 /// Every expert is its own physical expert.
@@ -46,6 +65,10 @@ impl Physical for Single {
     #[inline(always)]
     fn class<I: Id>(&self, id: I, _: usize) -> u32 {
         id.class(self.experts)
+    }
+    #[inline(always)]
+    fn expert<I: Id>(&self, id: I, _: usize) -> u32 {
+        id.expert(self.experts)
     }
 }
 
@@ -87,10 +110,10 @@ impl<P: Physical> Router<'_, P> {
     /// The local expert of a route, or something not below E_local.
     #[inline(always)]
     pub(super) fn local<I: Id>(&self, id: I, route: usize) -> u32 {
-        let class = self.physical.class(id, route);
+        let physical = self.physical.expert(id, route);
         match self.map {
-            None => class,
-            Some(map) => map.get(class as usize).map_or(u32::MAX, |&m| m as u32),
+            None => physical,
+            Some(map) => map.get(physical as usize).map_or(u32::MAX, |&m| m as u32),
         }
     }
 }

@@ -8,7 +8,7 @@
 //! logical_load [E]. Every output is written to its full length; -1 marks what is not placed, padding and the tail.
 
 use super::count::{count, offsets, table_words, to_local};
-use super::place::{LINE_WORDS, Line, Part, atomic, by_line, fill, place, place_by_line};
+use super::place::{FILL, Part, atomic, fill, place, place_all};
 use super::route::{Id, Physical, Replicated, Router, Single};
 use super::rows::Weights;
 use super::weights_order::{self, Ranks};
@@ -104,15 +104,23 @@ pub(crate) struct PlanOut<'a> {
 /// Routes that are worth a task of their own.
 const PART: usize = 8192;
 
+/// Fewer routes than this are never split.
+pub(super) const SPLIT: usize = 2 * PART;
+
 /// Into how many parts `routes` are cut.
 fn parts_for(routes: usize, threads: impl FnOnce() -> usize) -> usize {
     // A small plan does not ask for a pool: it may run outside of any.
-    if routes < 2 * PART { 1 } else { (routes / PART).clamp(1, threads().max(1)) }
+    if routes < SPLIT { 1 } else { (routes / PART).clamp(1, threads().max(1)) }
 }
 
-/// Words of scratch that a part takes: its tables, its cursors, and what placing by line needs.
+/// Whether [`plan`] does everything on the calling thread.
+pub(crate) fn plan_is_serial(routes: usize, rows: usize) -> bool {
+    routes < SPLIT && rows <= FILL
+}
+
+/// Words of scratch that a part takes: its tables, its cursors, and what placing moves.
 fn part_words(experts: usize, physical: usize, local: usize) -> usize {
-    table_words(experts, physical) + (2 + LINE_WORDS) * local
+    table_words(experts, physical) + 2 * local + 1
 }
 
 /// Bytes of scratch that [`plan`] needs, for any number of routes up to `max_routes` in pools of up to `threads`, and
@@ -132,7 +140,7 @@ pub(crate) fn plan_scratch_bytes(
 }
 
 /// Bytes of scratch that its alignment may cost.
-const SLACK: usize = 128;
+const SLACK: usize = 16;
 
 /// Builds the index arrays.
 ///
@@ -182,7 +190,7 @@ fn build<I: Id, P: Physical>(args: &PlanArgs<'_>, ids: &[I], physical: P, out: &
     let len = ids.len().div_ceil(parts).max(1);
     let range = |part: usize| (part * len).min(ids.len())..((part + 1) * len).min(ids.len());
     let by_weight = matches!(args.capacity, Some(Capacity::ByWeight(..)));
-    let Scratch { tables, cursors, limits, begins, lines, ranks } =
+    let Scratch { tables, cursors, limits, next, ranks } =
         cut_scratch(scratch, parts, args, by_weight.then_some(ids.len()));
 
     let classes = args.physical_experts() + 2;
@@ -220,9 +228,10 @@ fn build<I: Id, P: Physical>(args: &PlanArgs<'_>, ids: &[I], physical: P, out: &
     };
     let limits = &*limits;
     match best {
-        None if over == 0 && by_line(len, local) => {
-            each3(cursors, begins, lines, local, &|part, cursors, begins, lines| {
-                place_by_line(&part_of(part), &router, cursors, begins, lines);
+        None if over == 0 => {
+            let cursors = &*cursors;
+            each(next, local + 1, &|part, next| {
+                place_all(&part_of(part), &router, &cursors[part * local..][..local], next);
             });
         }
         None => each(cursors, local, &|part, cursors| {
@@ -250,32 +259,6 @@ pub(super) fn each(tables: &mut [u32], len: usize, f: &(impl Fn(usize, &mut [u32
     if len == 0 { f(0, tables) } else { go(0, tables, len, f) }
 }
 
-/// As [`each`], with two more tables of `local` entries for each part.
-fn each3(
-    cursors: &mut [u32],
-    begins: &mut [u32],
-    lines: &mut [Line],
-    local: usize,
-    f: &(impl Fn(usize, &mut [u32], &mut [u32], &mut [Line]) + Sync),
-) {
-    fn go(
-        first: usize,
-        tables: (&mut [u32], &mut [u32], &mut [Line]),
-        local: usize,
-        f: &(impl Fn(usize, &mut [u32], &mut [u32], &mut [Line]) + Sync),
-    ) {
-        let parts = tables.0.len() / local;
-        if parts <= 1 {
-            return f(first, tables.0, tables.1, tables.2);
-        }
-        let at = parts / 2 * local;
-        let (a, b) = (tables.0.split_at_mut(at), tables.1.split_at_mut(at));
-        let c = tables.2.split_at_mut(at);
-        rayon::join(|| go(first, (a.0, b.0, c.0), local, f), || go(first + parts / 2, (a.1, b.1, c.1), local, f));
-    }
-    go(0, (cursors, begins, lines), local.max(1), f);
-}
-
 /// Scratch of a plan.
 struct Scratch<'a> {
     /// By part: what it counts in.
@@ -284,10 +267,8 @@ struct Scratch<'a> {
     cursors: &'a mut [u32],
     /// By local expert: where its rows end.
     limits: &'a mut [u32],
-    /// By part and local expert: the first row.
-    begins: &'a mut [u32],
-    /// By part and local expert: the line that is being filled.
-    lines: &'a mut [Line],
+    /// By part and local expert, and one more: what placing moves.
+    next: &'a mut [u32],
     /// For capacity by weight.
     ranks: Option<Ranks<'a>>,
 }
@@ -295,27 +276,16 @@ struct Scratch<'a> {
 /// Cuts scratch.
 fn cut_scratch<'a>(scratch: &'a mut [u8], parts: usize, args: &PlanArgs<'_>, by_weight: Option<usize>) -> Scratch<'a> {
     let (local, tables) = (args.local_experts, parts * table_words(args.experts, args.physical_experts()));
-    // SAFETY: every bit pattern is a word, as is every run of words.
-    let (_, lines, _) = unsafe { scratch.align_to_mut::<Line>() };
+    // SAFETY: every bit pattern is a `u64`.
+    let (_, longs, _) = unsafe { scratch.align_to_mut::<u64>() };
     let ranks = by_weight.map_or(0, |routes| Ranks::words(routes, local));
-    let words = tables + 2 * parts * local + local;
-    let needed = parts * local + (words + 2 * ranks).div_ceil(LINE_WORDS);
-    assert!(lines.len() >= needed, "the scratch is too small");
-    let (lines, rest) = lines.split_at_mut(parts * local);
-    // SAFETY: every bit pattern is a `u64`; a line is aligned to more.
-    let (_, longs, _) = unsafe { rest.align_to_mut::<u64>() };
+    let words = tables + parts * (2 * local + 1) + local;
+    assert!(longs.len() >= ranks + words.div_ceil(2), "the scratch is too small");
     let (ranks, longs) = longs.split_at_mut(ranks);
     // SAFETY: every bit pattern is a `u32`.
     let (_, rest, _) = unsafe { longs.align_to_mut::<u32>() };
     let (tables, rest) = rest.split_at_mut(tables);
     let (cursors, rest) = rest.split_at_mut(parts * local);
-    let (begins, rest) = rest.split_at_mut(parts * local);
-    Scratch {
-        tables,
-        cursors,
-        limits: &mut rest[..local],
-        begins,
-        lines,
-        ranks: by_weight.map(|_| Ranks::cut(ranks, local)),
-    }
+    let (next, rest) = rest.split_at_mut(parts * (local + 1));
+    Scratch { tables, cursors, limits: &mut rest[..local], next, ranks: by_weight.map(|_| Ranks::cut(ranks, local)) }
 }

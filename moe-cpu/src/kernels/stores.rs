@@ -75,31 +75,15 @@ pub(crate) unsafe fn zero<S: Simd>(dst: *mut u8, len: usize, stream: bool) {
     }
 }
 
-/// Stores sixteen words to a line, past the cache where the target's baseline can. `dst` is one aligned line, of which
-/// no other task knows until `stream_fence`.
+/// Asks for the word at `index` of `words`, which may lie past their end, to be written soon.
 #[inline(always)]
-pub(crate) fn stream_words(dst: &[AtomicI32], words: &[u32; 16]) {
-    assert!(dst.len() == words.len() && (dst.as_ptr() as usize).is_multiple_of(LINE), "a line");
+pub(crate) fn prefetch_word(words: &[AtomicI32], index: usize) {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: x86-64 has SSE2; `dst` is 64 bytes, aligned to 64, which atomics let shared references write.
+    // SAFETY: x86-64 has SSE; any address will do, for nothing is read or written.
     unsafe {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        let (to, from) = (dst.as_ptr().cast_mut().cast::<__m128i>(), words.as_ptr().cast::<__m128i>());
-        for quarter in 0..4 {
-            _mm_stream_si128(to.add(quarter), _mm_loadu_si128(from.add(quarter)));
-        }
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(words.as_ptr().wrapping_add(index).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    for (to, &word) in dst.iter().zip(words) {
-        to.store(word as i32, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
-/// Orders [`stream_words`] before what this thread stores later.
-pub(crate) fn stream_fence() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: x86-64 has SSE.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
-    }
+    let _ = (words, index);
 }

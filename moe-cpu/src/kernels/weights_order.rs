@@ -2,7 +2,7 @@
 
 use super::route::{Id, Physical, Router};
 use super::rows::Weights;
-use super::sort::each;
+use super::sort::{SPLIT, each};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Scratch of this step.
@@ -118,10 +118,15 @@ fn select(cutoffs: &mut [u64], keys: &mut [u64], ends: &[u32], base: u32, capaci
             let end = ends[middle - 1];
             let (left, right) = cutoffs.split_at_mut(middle);
             let (low, high) = keys.split_at_mut((end - base) as usize);
-            rayon::join(
-                || select(left, low, &ends[..middle], base, capacity),
-                || select(right, high, &ends[middle..], end, capacity),
-            );
+            let split = low.len() + high.len() >= SPLIT;
+            let mut below = || select(left, low, &ends[..middle], base, capacity);
+            let mut above = || select(right, high, &ends[middle..], end, capacity);
+            if split {
+                rayon::join(below, above);
+            } else {
+                below();
+                above();
+            }
         }
     }
 }

@@ -226,8 +226,8 @@ fn copies_take_turns_by_token_plus_k_and_loads_count_the_expert() {
 }
 
 #[test]
-fn whole_lines_are_written_at_every_alignment_and_nothing_beside_them() {
-    let mut rng = Rng::fresh("lines");
+fn rows_are_written_at_every_alignment_and_nothing_beside_them() {
+    let mut rng = Rng::fresh("alignments");
     for shift in 0..17 {
         for (experts, routes) in [(1, 40), (3, 500), (60, 9000), (256, 40_000)] {
             let ids: Vec<i32> = (0..routes).map(|_| rng.below(experts) as i32).collect();
