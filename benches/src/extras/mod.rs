@@ -4,6 +4,7 @@
 //! To add one: write a file with a function `family`, which names its operations and makes one of them ready to be run,
 //! and add a line to [`families`]. Where its operations are a trait of their own, add the trait to [`Measurable`].
 
+mod choices;
 mod fused;
 
 use crate::Result;
@@ -46,7 +47,7 @@ pub struct Family<B: Backend> {
 
 /// All of them.
 pub fn families<B: Measurable>() -> Vec<Family<B>> {
-    vec![fused::family()]
+    vec![choices::family(), fused::family()]
 }
 
 /// The names of all their operations.
