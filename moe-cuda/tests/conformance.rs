@@ -7,22 +7,10 @@ use moe_core::conformance::{GROUPS, Options, expect_pass};
 use moe_core::{Dev, Device};
 use moe_cuda::{Cuda, CudaDevice};
 
-/// Groups of operations that have no kernels yet.
-const NO_KERNELS: &[&str] = &[
-    "mask_maps",
-    "mask_maps_drop_by_probability",
-    "chunk_sorts",
-    "block_tables",
-    "split_sizes_by_rank",
-    "combine_onto_scaled_residuals",
-    "gradients_of_routes",
-];
-
 fn options(device: &Dev<Cuda>) -> Options {
     let second_device = CudaDevice::count().ok().filter(|n| *n > 1);
     let second_device = second_device.map(|_| if device.id().ordinal() == 1 { "cuda:0" } else { "cuda:1" }.to_owned());
-    let skips = NO_KERNELS.iter().map(|group| (*group, "the backend has no kernels for it yet")).collect();
-    let mut options = Options { second_device, skips, ..Options::from_env() };
+    let mut options = Options { second_device, ..Options::from_env() };
     if options.max_bytes == 0 {
         // Bugs of large offsets need more than 8 GiB; half of the card leaves room for other programs.
         options.max_bytes = device.info().memory_bytes.unwrap_or(0) / 2;
