@@ -17,8 +17,8 @@
 //!
 //! | primitive | is | serves as |
 //! |---|---|---|
-//! | gather | `Y = P X`, or `diag(w) P X` | permute; router weight on the input; permute of scales; backward of an unweighted unpermute |
-//! | combine | `X = Pᵀ diag(w) Y (+ X0)`, summed in f32 | unpermute; unpermute onto a residual; backward of permute |
+//! | gather | `Y = P X`, or `diag(w) P X` | permute; router weight on the input; permute of scales and of probabilities; chunk sort; backward of an unweighted unpermute |
+//! | combine | `X = Pᵀ diag(w) Y (+ X0)`, summed in f32 | unpermute; unpermute onto a residual; reverse chunk sort; backward of permute |
 //! | combine_grad | `dY = diag(w) P dX`, `dw = rowdot(Y, P dX)` | backward of unpermute, for the rows and for the weights |
 //!
 //! # The bug that cannot be written

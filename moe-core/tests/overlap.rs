@@ -89,6 +89,77 @@ fn an_output_that_overlaps_is_refused_before_any_launch() -> Result<()> {
 }
 
 #[test]
+fn outputs_of_tables_and_routes_that_overlap_are_refused_before_any_launch() -> Result<()> {
+    let (dev, mut queue, mut workspace, plan) = setup()?;
+    let (queue, dev, ws) = (&mut queue, dev.raw(), &mut workspace);
+    let mask = || dev.lend::<i32>(FAR, 12)?.rows(3);
+    let probs = || dev.lend::<f32>(FAR + 4096, 12)?.rows(3);
+    let mask_spec = PlanSpec::mask(4, 3).max_routes(2).with_probs::<f32>();
+    let mut of_mask = RoutePlan::new(queue, ws, mask_spec, Routing::mask(mask()?).probs(probs()?))?;
+    let launches = toy::launches();
+
+    // 8 routes in blocks of 4 of 3 experts: 20 entries, 5 blocks.
+    let table = |queue: &mut _, sorted, experts, number| -> Result<()> {
+        let (sorted, experts) = (dev.lend_mut(sorted, 20)?, dev.lend_mut(experts, 5)?);
+        plan.block_table(4).run_into(queue, sorted, experts, dev.lend_mut(number, 1)?)
+    };
+    refused(table(queue, FAR, FAR + 76, 0), "block_table: expert_ids overlaps sorted_token_ids");
+    refused(table(queue, FAR, 0, FAR + 76), "block_table: num_tokens_post_padded overlaps sorted_token_ids");
+    refused(table(queue, FAR, 0, 16), "block_table: num_tokens_post_padded overlaps expert_ids");
+
+    let values = |start, n: usize| dev.lend::<f32>(start, n)?.rows(1);
+    let out = |start, n: usize| dev.lend_mut::<f32>(start, n)?.rows(1);
+    let op = plan.gather_routes(values(FAR, 8)?);
+    refused(op.run_into(queue, out(FAR + 28, 8)?), "gather: out overlaps rows");
+    let op = plan.combine_routes(values(FAR, 8)?);
+    refused(op.run_into::<f32>(queue, out(FAR + 28, 8)?), "combine: out overlaps rows");
+    let op = of_mask.mask_grad(dev.lend::<f32>(FAR, 8)?);
+    refused(op.run_into(queue, dev.lend_mut(FAR + 28, 12)?.rows(3)?), "mask_grad: out overlaps values");
+    for (start, arg) in [(4096, "rows"), (FAR, "grad")] {
+        let op = plan.gather_grad_weights(values(4096, 4)?, values(FAR, 8)?);
+        let message = format!("gather_grad_weights: out overlaps {arg}");
+        refused(op.run_into::<f32>(queue, dev.lend_mut(start, 8)?), &message);
+    }
+
+    let mut permute = |queue: &mut _, start| {
+        let routing = Routing::mask(mask()?).probs(probs()?);
+        of_mask.permute_into(queue, ws, mask_spec, routing, values(0, 4)?, out(start, 8)?)
+    };
+    refused(permute(queue, FAR + 44), "permute_into: out overlaps mask");
+    refused(permute(queue, FAR + 4096 + 44), "permute_into: out overlaps probs");
+    let mut of_chunks = RoutePlan::alloc(queue, PlanSpec::chunks(4, 3))?;
+    let mut permute = |queue: &mut _, start| {
+        let routing = Routing::chunks(dev.lend(FAR, 3)?, Some(dev.lend(FAR + 64, 3)?));
+        of_chunks.permute_into(queue, ws, PlanSpec::chunks(4, 3), routing, values(0, 4)?, out(start, 4)?)
+    };
+    refused(permute(queue, FAR + 8), "permute_into: out overlaps sizes");
+    refused(permute(queue, FAR + 72), "permute_into: out overlaps order");
+    assert_eq!(toy::launches(), launches, "something was launched");
+    Ok(())
+}
+
+#[test]
+fn a_plan_stays_as_it_was_where_mask_maps_are_not_supported() -> Result<()> {
+    let (dev, mut queue, mut workspace, _) = setup()?;
+    let (queue, dev, ws) = (&mut queue, dev.raw(), &mut workspace);
+    let mask_spec = PlanSpec::mask(4, 3);
+    let routing = || Ok::<_, moe_core::Error>(Routing::mask(dev.lend::<u8>(FAR, 12)?.rows(3)?));
+    ws.grow(queue, Limits::new(4, 3, 3))?;
+    let mut plan = RoutePlan::alloc(queue, mask_spec)?;
+    toy::know_masks(false);
+    refused(plan.build_into(queue, ws, mask_spec, routing()?), "expand_mask: not supported by toy: not now");
+    let error = plan.status(queue).unwrap_err().to_string();
+    assert_eq!(error, "RoutePlan::status: the route plan was allocated but not built yet");
+    toy::know_masks(true);
+    plan.build_into(queue, ws, mask_spec, routing()?)?;
+    toy::know_masks(false);
+    refused(plan.build_into(queue, ws, mask_spec, routing()?), "expand_mask: not supported by toy: not now");
+    plan.status(queue)?; // still built
+    toy::know_masks(true);
+    Ok(())
+}
+
+#[test]
 fn misaligned_or_short_memory_cannot_become_a_view() -> Result<()> {
     let dev = Dev::<Toy>::open(&"toy:1".parse()?)?;
     for (start, ok) in [(4096, true), (4097, false), (4098, false), (4100, true)] {

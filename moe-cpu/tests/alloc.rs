@@ -117,10 +117,49 @@ fn check(device: &Dev<Cpu>) -> Result<()> {
         let n = allocations(q, |q| plan.zero_tail(q, grad_rows.rows_mut(hidden)?))?;
         found.push((layout, "zero_tail", n));
     }
+    found.extend(routes(q, &mut workspace)?);
     // The counter works: an allocating form is seen.
     let seen = allocations(q, |q| q.zeros::<u8>(1).map(drop))?;
     assert!(seen >= RUNS, "the counter saw {seen} of {RUNS} allocations");
     let guilty: Vec<_> = found.iter().filter(|(_, _, n)| *n > 0).collect();
     assert!(guilty.is_empty(), "allocations in {RUNS} runs: {guilty:?}");
     Ok(())
+}
+
+/// Plans of masks and chunks, and what is derived from a plan.
+fn routes(q: &mut Queue<'_, Cpu>, workspace: &mut Workspace<Cpu>) -> Result<Vec<(Layout, &'static str, usize)>> {
+    let (tokens, experts, top_k, block) = (4096, 64, 8, 16);
+    let mut found = Vec::new();
+    let mut count = |what, n| found.push((Layout::Packed, what, n));
+    let set = |i: usize| u8::from(i * 7919 % 1009 % 9 == 0);
+    let mask = q.upload(&(0..tokens * experts).map(set).collect::<Vec<_>>())?;
+    let probs = q.upload(&vec![bf16::ONE; tokens * experts])?;
+    let spec = PlanSpec::mask(tokens, experts).max_routes(top_k).with_probs::<bf16>();
+    let routing = || Ok::<_, moe_core::Error>(Routing::mask(mask.rows(experts)?).probs(probs.rows(experts)?));
+    let mut plan = RoutePlan::new(q, workspace, spec, routing()?)?;
+    count("build_into of a mask", allocations(q, |q| plan.build_into(q, workspace, spec, routing()?))?);
+    let mut by_row = q.zeros::<bf16>(plan.num_rows())?;
+    let run =
+        |q: &mut Queue<'_, Cpu>| plan.gather_routes(plan.probs::<bf16>()?.rows(1)?).run_into(q, by_row.rows_mut(1)?);
+    count("gather_routes", allocations(q, run)?);
+    let mut by_route = q.zeros::<bf16>(tokens * top_k)?;
+    let run = |q: &mut Queue<'_, Cpu>| plan.combine_routes(by_row.rows(1)?).run_into(q, by_route.rows_mut(1)?);
+    count("combine_routes", allocations(q, run)?);
+    let mut grad = q.zeros::<bf16>(tokens * experts)?;
+    let run = |q: &mut Queue<'_, Cpu>| plan.mask_grad(by_route.view()).run_into(q, grad.rows_mut(experts)?);
+    count("mask_grad", allocations(q, run)?);
+    let len = plan.block_table(block).len()?;
+    let (mut sorted, mut ids, mut used) = (q.zeros(len)?, q.zeros(len / block)?, q.zeros(1)?);
+    let run = |q: &mut Queue<'_, Cpu>| {
+        plan.block_table(block).run_into(q, sorted.view_mut(), ids.view_mut(), used.view_mut())
+    };
+    count("block_table", allocations(q, run)?);
+    let mut sizes = q.zeros(8)?;
+    count("split_sizes", allocations(q, |q| plan.split_sizes(8).run_into(q, sizes.view_mut()))?);
+
+    let (sizes, order) = (q.upload(&[1024; 4])?, q.upload(&[2, 0, 3, 1])?);
+    let (spec, routing) = (PlanSpec::chunks(tokens, 4), || Routing::chunks(sizes.view(), Some(order.view())));
+    let mut plan = RoutePlan::new(q, workspace, spec, routing())?;
+    count("build_into of chunks", allocations(q, |q| plan.build_into(q, workspace, spec, routing()))?);
+    Ok(found)
 }

@@ -16,17 +16,23 @@ pub struct CombineGrad<'a, B: Backend, T: Float, G: Tag = Untagged> {
     grad_out: Rows<'a, B, T, G>,
     weights: Option<Weights<'a, B>>,
     rows: Option<Rows<'a, B, T, G>>,
-    /// What errors call the operation, `grad_out` and `rows`.
-    names: (&'static str, [&'static str; 2]),
+    /// What errors call the operation, `grad_out`, `rows` and `grad_weights`.
+    names: (&'static str, [&'static str; 3]),
 }
 
 impl<'a, B: PermuteBackend, T: Float, G: Tag> CombineGrad<'a, B, T, G> {
     pub(crate) fn new(plan: &'a RoutePlan<B, G>, grad_out: Rows<'a, B, T, G>) -> Self {
-        Self { plan, grad_out, weights: None, rows: None, names: ("combine_grad", ["grad_out", "rows"]) }
+        Self {
+            plan,
+            grad_out,
+            weights: None,
+            rows: None,
+            names: ("combine_grad", ["grad_out", "rows", "grad_weights"]),
+        }
     }
 
     /// The same work under other names.
-    pub(super) fn named(self, op: &'static str, args: [&'static str; 2]) -> Self {
+    pub(super) fn named(self, op: &'static str, args: [&'static str; 3]) -> Self {
         Self { names: (op, args), ..self }
     }
 
@@ -81,7 +87,7 @@ impl<'a, B: PermuteBackend, T: Float, G: Tag> CombineGrad<'a, B, T, G> {
         grad_rows: Option<RowsMut<'_, B, T, G>>,
         grad_weights: Option<ViewMut<'_, B, W, G>>,
     ) -> Result<()> {
-        let Self { plan, grad_out, weights, rows, names: (op, [grad_name, rows_name]) } = self;
+        let Self { plan, grad_out, weights, rows, names: (op, [grad_name, rows_name, weights_name]) } = self;
         let check = Check { op, device: queue.device_id() };
         check.device("plan", plan.device_id())?;
         check.device(grad_name, grad_out.device_id())?;
@@ -99,8 +105,8 @@ impl<'a, B: PermuteBackend, T: Float, G: Tag> CombineGrad<'a, B, T, G> {
         let grad_weights = match (grad_weights, rows) {
             (None, _) => None,
             (Some(out), Some(rows)) => {
-                check.device("grad_weights", out.device_id())?;
-                check.len("grad_weights", shape.num_routes(), out.len())?;
+                check.device(weights_name, out.device_id())?;
+                check.len(weights_name, shape.num_routes(), out.len())?;
                 Some(RawGradWeights { rows: rows.into_raw().shorten(), out: out.into_raw().shorten() })
             }
             (Some(_), None) => {
@@ -118,14 +124,14 @@ impl<'a, B: PermuteBackend, T: Float, G: Tag> CombineGrad<'a, B, T, G> {
             ])
         };
         if let Some(out) = &grad_rows {
-            let other = ("grad_weights", grad_weights.as_ref().and_then(|g| span(&g.out.region)));
+            let other = (weights_name, grad_weights.as_ref().and_then(|g| span(&g.out.region)));
             for input in inputs().chain(spans([other])) {
                 check.apart(("grad_rows", out.region.span()), input)?;
             }
         }
         if let Some(grad) = &grad_weights {
             for input in inputs() {
-                check.apart(("grad_weights", grad.out.region.span()), input)?;
+                check.apart((weights_name, grad.out.region.span()), input)?;
             }
         }
         let args = CombineGradArgs { plan, grad_out, weights, grad_rows, grad_weights };

@@ -13,7 +13,7 @@ pub struct GatherGradWeights<'a, B: Backend, T: Float, G: Tag = Untagged>(Combin
 
 impl<'a, B: PermuteBackend, T: Float, G: Tag> GatherGradWeights<'a, B, T, G> {
     pub(crate) fn new(plan: &'a RoutePlan<B, G>, rows: Rows<'a, B, T, G>, grad: Rows<'a, B, T, G>) -> Self {
-        Self(CombineGrad::new(plan, rows).rows(grad).named("gather_grad_weights", ["rows", "grad"]))
+        Self(CombineGrad::new(plan, rows).rows(grad).named("gather_grad_weights", ["rows", "grad", "out"]))
     }
 
     /// Into new memory `[T, K]`.

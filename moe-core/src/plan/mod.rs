@@ -49,6 +49,38 @@ use std::marker::PhantomData;
 /// assert_eq!(queue.download(out.view())?, vec![1.0f32; num_tokens * hidden_size]);
 /// # Ok::<(), moe_core::Error>(())
 /// ```
+///
+/// # Without moving rows
+/// A product that gathers its rows itself needs the plan's index arrays and nothing else: row r of the product takes the
+/// token `source[r] / top_k`, and the expert `m_indices[r]`; -1 is padding. Its result is combined as any other.
+///
+/// ```
+/// # use moe_core::{Dev, Layout, Limits, PlanSpec, RoutePlan, Routing, Workspace};
+/// # use moe_cpu::Cpu;
+/// # let mut queue = Dev::<Cpu>::open(&"cpu".parse()?)?.queue()?;
+/// # let mut workspace = Workspace::new(&mut queue, Limits::new(3, 2, 4))?;
+/// let (top_k, scale_of_expert, hidden_states) = (2, [1.0, 10.0, 100.0, 1000.0], [1.0f32, 2.0, 3.0]);
+/// let topk_ids = queue.upload(&[0, 2, 3, 2, 0, 1])?;
+/// let spec = PlanSpec::new(3, top_k, 4).layout(Layout::Aligned(2)).with_m_indices();
+/// let plan = RoutePlan::new(&mut queue, &mut workspace, spec, Routing::top_k(topk_ids.view()))?;
+///
+/// // What a kernel does, here on the host: each "expert" is a number that multiplies.
+/// let source = queue.download(plan.source())?;
+/// let experts = queue.download(plan.m_indices().expect("the spec asks for them"))?;
+/// let product = |(route, expert): (&i32, &i32)| match route {
+///     -1 => f32::NAN, // no primitive reads a row of padding
+///     route => hidden_states[*route as usize / top_k] * scale_of_expert[*expert as usize],
+/// };
+/// let rows = queue.upload(&source.iter().zip(&experts).map(product).collect::<Vec<_>>())?;
+/// let out = plan.combine(rows.rows(1)?).run::<f32>(&mut queue)?;
+/// assert_eq!(queue.download(out.view())?, [101.0, 2200.0, 33.0]);
+///
+/// // Kernels that work in blocks of one expert take a table of them.
+/// let blocks = plan.block_table(2).run(&mut queue)?;
+/// assert_eq!(queue.download(blocks.expert_ids.view())?, [0, 1, 2, 3, -1]);
+/// assert_eq!(queue.download(blocks.sorted_token_ids.view())?, [0, 4, 5, 6, 1, 3, 2, 6, 6, 6]);
+/// # Ok::<(), moe_core::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct RoutePlan<B: Backend, G: Tag = Untagged> {
     buffer: B::Buffer,

@@ -20,6 +20,24 @@ pub enum Layout {
 }
 
 /// How many routes a local expert takes, applied after the expert map. Survivors stay in route order.
+///
+/// With [`Layout::Padded`] this is "drop and pad": a static shape, and the routes with the largest probabilities in it.
+///
+/// ```
+/// # use moe_core::{Capacity, Dev, Layout, Limits, PlanSpec, RoutePlan, Routing, Workspace};
+/// # use moe_cpu::Cpu;
+/// # let mut queue = Dev::<Cpu>::open(&"cpu".parse()?)?.queue()?;
+/// # let mut workspace = Workspace::new(&mut queue, Limits::new(3, 1, 2))?;
+/// let mask = queue.upload(&[1u8, 0, 1, 0, 1, 0])?; // three tokens to expert 0
+/// let probs = queue.upload(&[0.5f32, 0.0, 0.25, 0.0, 0.75, 0.0])?;
+/// let spec = PlanSpec::mask(3, 2).max_routes(1).with_probs::<f32>();
+/// let spec = spec.layout(Layout::Padded(2)).capacity(Capacity::ByWeight(2));
+/// let routing = Routing::mask(mask.rows(2)?).probs(probs.rows(2)?);
+/// let plan = RoutePlan::new(&mut queue, &mut workspace, spec, routing)?;
+/// assert_eq!(queue.download(plan.source())?, [0, 2, -1, -1]); // tokens 0 and 2; expert 1 has two rows of padding
+/// assert_eq!(plan.status(&mut queue)?.over_capacity, 1);
+/// # Ok::<(), moe_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Capacity {

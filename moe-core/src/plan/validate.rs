@@ -7,7 +7,8 @@ use crate::{Backend, Error, Layout, Queue, Result};
 impl<B: Backend, G: Tag> RoutePlan<B, G> {
     /// Reads the index arrays back and checks that they fit each other: offsets ascend and obey the layout, each row
     /// below the last offset is padding or holds the one route whose slot points at it, routes of an expert ascend,
-    /// and everything past the end is -1. For debugging: it waits for the device and copies all of it.
+    /// and everything past the end is -1. The ids that were made from a mask ascend, and are there for each placed route.
+    /// For debugging: it waits for the device and copies all of it.
     ///
     /// # Errors
     /// [`Error::InvalidPlan`] with the first contradiction, or what reading back says.
@@ -67,6 +68,17 @@ impl<B: Backend, G: Tag> RoutePlan<B, G> {
         for (row, expert) in m_indices.iter().flatten().enumerate() {
             if *expert != owner[row] {
                 return bad("m_indices", row, owner[row].to_string(), *expert);
+            }
+        }
+        if let Some(ids) = self.route_ids() {
+            let ids = queue.download(ids)?;
+            let (experts, top_k) = (self.shape().num_experts as i32, self.shape().top_k);
+            for (x, (id, slot)) in ids.iter().zip(&slot).enumerate() {
+                let last = if x % top_k == 0 { -1 } else { ids[x - 1] };
+                let ascends = *id == -1 || (*id > last && (x % top_k == 0 || last >= 0));
+                if !ascends || (*slot >= 0 && !(0..experts).contains(id)) {
+                    return bad("route_ids", x, format!("an expert past {last}, below {experts}"), *id);
+                }
             }
         }
         Ok(())

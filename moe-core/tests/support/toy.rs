@@ -17,6 +17,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 thread_local! {
     static LAUNCHES: Cell<usize> = const { Cell::new(0) };
+    static KNOWS_MASKS: Cell<bool> = const { Cell::new(true) };
+}
+
+/// Whether mask maps are supported, on this thread.
+pub fn know_masks(known: bool) {
+    KNOWS_MASKS.set(known);
 }
 
 /// Calls of operations that got past the checks, on this thread.
@@ -223,6 +229,9 @@ unsafe impl PermuteBackend for Toy {
     }
 
     unsafe fn expand_mask(_: &mut ToyQueue, _: MaskArgs<'_, Self>) -> Result<()> {
+        if !KNOWS_MASKS.get() {
+            return Err(Error::Unsupported { op: "expand_mask", backend: "toy", reason: "not now".into() });
+        }
         launched()
     }
 
