@@ -263,6 +263,80 @@ struct MoeZeroTailParams {
     u32 vec;               // 16, 8, 4, 2 or 1: divides address and stride
 };
 
+// Scorings of a router.
+#define MOE_SOFTMAX 0u
+#define MOE_SOFTMAX_OF_TOP_K 1u
+#define MOE_SIGMOID 2u
+
+// Logits to ids and weights. 104 bytes.
+struct MoeRouteParams {
+    u64 logits;            // [tokens, experts] of dtype
+    u64 bias;              // f32 [experts] or 0
+    u64 valid_tokens;      // i32 [1] or 0
+    u64 ids;               // i32 [tokens, k]
+    u64 weights;           // [tokens, k] of weight_dtype
+    u64 probs;             // f32 [tokens, experts] or 0
+    u64 logit_stride;      // bytes
+    u64 prob_stride;       // bytes
+    u32 tokens;
+    u32 experts;
+    u32 k;
+    u32 dtype;
+    u32 weight_dtype;
+    u32 scoring;
+    u32 renormalize;       // 0 or 1
+    u32 n_group;           // 1 to 128; 1 where there are no groups
+    u32 topk_group;
+    float scaling_factor;
+};
+
+// A router's losses. 88 bytes.
+struct MoeRouterLossParams {
+    u64 logits;            // [tokens, experts] of dtype
+    u64 load;              // i32 [experts] or 0
+    u64 valid_tokens;      // i32 [1] or 0
+    u64 token_losses;      // f32 [tokens, 2]
+    u64 out;               // f32 [2]
+    u64 logit_stride;      // bytes
+    u32 tokens;
+    u32 experts;
+    u32 dtype;
+    u32 scoring;
+    u32 has_z;             // 0 or 1
+    float balance_scale;
+    float z_scale;
+    u32 reserved0;
+    u64 reserved1;
+};
+
+// A router's gradient. 144 bytes.
+struct MoeRouterGradParams {
+    u64 logits;            // [tokens, experts] of dtype
+    u64 ids;               // i32 [tokens, k] or 0
+    u64 grad_weights;      // [tokens, k] of weight_dtype or 0
+    u64 grad_probs;        // f32 [tokens, experts] or 0
+    u64 load;              // i32 [experts] or 0
+    u64 loss_grads;        // f32 [2] or 0
+    u64 valid_tokens;      // i32 [1] or 0
+    u64 grad_logits;       // [tokens, experts] of dtype
+    u64 logit_stride;      // bytes
+    u64 grad_prob_stride;  // bytes
+    u64 grad_logit_stride; // bytes
+    u32 tokens;
+    u32 experts;
+    u32 k;
+    u32 dtype;
+    u32 weight_dtype;
+    u32 scoring;
+    u32 renormalize;       // 0 or 1
+    u32 has_z;             // 0 or 1
+    float scaling_factor;
+    float balance_scale;
+    float z_scale;
+    u32 reserved0;
+    u64 reserved1;
+};
+
 // Fill with a repeated 4-byte word. 24 bytes.
 struct MoeFillParams {
     u64 output;            // 4-byte aligned
@@ -285,4 +359,7 @@ static_assert(sizeof(MoeGatherParams) == 176, "");
 static_assert(sizeof(MoeCombineParams) == 136, "");
 static_assert(sizeof(MoeCombineGradParams) == 160, "");
 static_assert(sizeof(MoeZeroTailParams) == 48, "");
+static_assert(sizeof(MoeRouteParams) == 104, "");
+static_assert(sizeof(MoeRouterLossParams) == 88, "");
+static_assert(sizeof(MoeRouterGradParams) == 144, "");
 static_assert(sizeof(MoeFillParams) == 24, "");
