@@ -290,7 +290,7 @@ struct MoeRouteParams {
     float scaling_factor;
 };
 
-// A router's losses. 88 bytes.
+// A router's losses. 80 bytes.
 struct MoeRouterLossParams {
     u64 logits;            // [tokens, experts] of dtype
     u64 load;              // i32 [experts] or 0
@@ -305,11 +305,10 @@ struct MoeRouterLossParams {
     u32 has_z;             // 0 or 1
     float balance_scale;
     float z_scale;
-    u32 reserved0;
-    u64 reserved1;
+    u32 reserved;
 };
 
-// A router's gradient. 144 bytes.
+// A router's gradient. 136 bytes.
 struct MoeRouterGradParams {
     u64 logits;            // [tokens, experts] of dtype
     u64 ids;               // i32 [tokens, k] or 0
@@ -333,8 +332,7 @@ struct MoeRouterGradParams {
     float scaling_factor;
     float balance_scale;
     float z_scale;
-    u32 reserved0;
-    u64 reserved1;
+    u32 reserved;
 };
 
 // Fill with a repeated 4-byte word. 24 bytes.
@@ -360,6 +358,6 @@ static_assert(sizeof(MoeCombineParams) == 136, "");
 static_assert(sizeof(MoeCombineGradParams) == 160, "");
 static_assert(sizeof(MoeZeroTailParams) == 48, "");
 static_assert(sizeof(MoeRouteParams) == 104, "");
-static_assert(sizeof(MoeRouterLossParams) == 88, "");
-static_assert(sizeof(MoeRouterGradParams) == 144, "");
+static_assert(sizeof(MoeRouterLossParams) == 80, "");
+static_assert(sizeof(MoeRouterGradParams) == 136, "");
 static_assert(sizeof(MoeFillParams) == 24, "");

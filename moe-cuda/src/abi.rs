@@ -1,7 +1,7 @@
 //! The kernels' parameter blocks: `kernels/abi.cuh` in Rust. Pointers are device addresses, 0 is absent; strides and
 //! row lengths are in bytes.
 
-use moe_core::DType;
+use moe_core::{DType, Scoring};
 
 /// Ids of type i32, u32, i64.
 pub(crate) const ID_I32: u32 = 0;
@@ -27,6 +27,15 @@ pub(crate) fn dtype(dtype: DType) -> u32 {
         DType::F8E5M2 => 5,
         // moe-core lets no other type come to a kernel that computes.
         _ => NONE,
+    }
+}
+
+/// The kernels' number of a scoring.
+pub(crate) fn scoring(scoring: Scoring) -> u32 {
+    match scoring {
+        Scoring::SoftmaxOfTopK => 1,
+        Scoring::Sigmoid => 2,
+        _ => 0,
     }
 }
 
@@ -272,6 +281,73 @@ blocks! {
         local_experts: u32,
         vec: u32,
     }
+
+    /// Logits to ids and weights.
+    RouteParams: 104 {
+        logits: u64,
+        bias: u64,
+        valid_tokens: u64,
+        ids: u64,
+        weights: u64,
+        probs: u64,
+        logit_stride: u64,
+        prob_stride: u64,
+        tokens: u32,
+        experts: u32,
+        k: u32,
+        dtype: u32,
+        weight_dtype: u32,
+        scoring: u32,
+        renormalize: u32,
+        n_group: u32,
+        topk_group: u32,
+        scaling_factor: f32,
+    }
+
+    /// A router's losses.
+    RouterLossParams: 80 {
+        logits: u64,
+        load: u64,
+        valid_tokens: u64,
+        token_losses: u64,
+        out: u64,
+        logit_stride: u64,
+        tokens: u32,
+        experts: u32,
+        dtype: u32,
+        scoring: u32,
+        has_z: u32,
+        balance_scale: f32,
+        z_scale: f32,
+        reserved: u32,
+    }
+
+    /// A router's gradient.
+    RouterGradParams: 136 {
+        logits: u64,
+        ids: u64,
+        grad_weights: u64,
+        grad_probs: u64,
+        load: u64,
+        loss_grads: u64,
+        valid_tokens: u64,
+        grad_logits: u64,
+        logit_stride: u64,
+        grad_prob_stride: u64,
+        grad_logit_stride: u64,
+        tokens: u32,
+        experts: u32,
+        k: u32,
+        dtype: u32,
+        weight_dtype: u32,
+        scoring: u32,
+        renormalize: u32,
+        has_z: u32,
+        scaling_factor: f32,
+        balance_scale: f32,
+        z_scale: f32,
+        reserved: u32,
+    }
 }
 
 impl RowsParams {
@@ -308,6 +384,7 @@ mod tests {
                 let (field, ty) = line.split_once(": ").unwrap();
                 match ty {
                     "PlanParams" => ("MoePlanParams".into(), field.into()),
+                    "f32" => ("float".into(), field.into()),
                     "[RowsParams; 2]" => ("MoeRows".into(), format!("{field}[2]")),
                     _ => (ty.into(), field.into()),
                 }
@@ -332,6 +409,9 @@ mod tests {
             ("MoeCombineParams", "CombineParams"),
             ("MoeCombineGradParams", "CombineGradParams"),
             ("MoeZeroTailParams", "ZeroTailParams"),
+            ("MoeRouteParams", "RouteParams"),
+            ("MoeRouterLossParams", "RouterLossParams"),
+            ("MoeRouterGradParams", "RouterGradParams"),
         ] {
             let fields = header_fields(c);
             assert!(fields.len() > 1, "{c} was not found");
@@ -362,6 +442,9 @@ mod tests {
             ("MOE_BF16", dtype(DType::BF16)),
             ("MOE_E4M3", dtype(DType::F8E4M3)),
             ("MOE_E5M2", dtype(DType::F8E5M2)),
+            ("MOE_SOFTMAX", scoring(Scoring::Softmax)),
+            ("MOE_SOFTMAX_OF_TOP_K", scoring(Scoring::SoftmaxOfTopK)),
+            ("MOE_SIGMOID", scoring(Scoring::Sigmoid)),
         ] {
             assert_eq!(ours, value(name), "{name}");
         }

@@ -57,6 +57,7 @@ mod probe;
 mod ptx;
 mod queue;
 mod readback;
+mod router;
 mod routes;
 mod thresholds;
 

@@ -27,6 +27,8 @@ sources! {
     GATHER = "gather";
     COMBINE = "combine";
     COMBINE_GRAD = "combine_grad";
+    ROUTER = "router";
+    ROUTER_GRAD = "router_grad";
     TAIL = "tail";
 }
 
@@ -90,6 +92,13 @@ kernels! {
     CombineGradF16 = "moe_combine_grad_f16" in COMBINE_GRAD,
     CombineGradBf16 = "moe_combine_grad_bf16" in COMBINE_GRAD,
     CombineGradAny = "moe_combine_grad_any" in COMBINE_GRAD,
+    Route128 = "moe_route_128" in ROUTER,
+    Route256 = "moe_route_256" in ROUTER,
+    Route512 = "moe_route_512" in ROUTER,
+    RouteAny = "moe_route_any" in ROUTER,
+    RouterTerms = "moe_router_terms" in ROUTER_GRAD,
+    RouterLosses = "moe_router_losses" in ROUTER_GRAD,
+    RouterGrad = "moe_router_grad" in ROUTER_GRAD,
     ZeroTail = "moe_zero_tail" in TAIL,
 }
 

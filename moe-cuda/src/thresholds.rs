@@ -6,12 +6,14 @@
 
 mod knobs;
 mod paths;
+mod route;
 
 use crate::launch::Shape;
 use crate::ptx::Kernel;
 pub(crate) use knobs::{KNOBS, Thresholds};
 use knobs::{LEAST_LISTED_ROUTES, LEAST_SMALL_ROUTES};
 pub(crate) use paths::paths;
+pub(crate) use route::route_cut;
 use std::ops::Range;
 
 /// Routes that a block of a plan ranks at least, as long as there are multiprocessors.

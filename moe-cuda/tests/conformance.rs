@@ -3,7 +3,7 @@
 
 mod common;
 
-use moe_core::conformance::{GROUPS, Options, expect_pass};
+use moe_core::conformance::{GROUPS, Options, expect_pass, router};
 use moe_core::{Dev, Device};
 use moe_cuda::{Cuda, CudaDevice};
 
@@ -25,14 +25,20 @@ fn options(device: &Dev<Cuda>) -> Options {
 /// One test for all groups, so that a machine without a GPU says so once.
 #[test]
 fn cuda_passes_the_conformance_suite() {
+    passes(GROUPS, expect_pass::<Cuda>);
+}
+
+#[test]
+fn cuda_passes_the_routers_suite() {
+    passes(router::GROUPS, router::expect_pass::<Cuda>);
+}
+
+fn passes(groups: &[&str], expect_pass: fn(&str, &str, &Options)) {
     let wanted = common::wanted();
     let Some(device) = common::device(&wanted) else { return };
     let options = options(&device);
     println!("{}: {}", device.id(), device.info().name);
-    let failed: Vec<&str> = GROUPS
-        .iter()
-        .copied()
-        .filter(|group| std::panic::catch_unwind(|| expect_pass::<Cuda>(&wanted, group, &options)).is_err())
-        .collect();
-    assert!(failed.is_empty(), "{} of {} groups failed: {failed:?}", failed.len(), GROUPS.len());
+    let fails = |group: &&str| std::panic::catch_unwind(|| expect_pass(&wanted, group, &options)).is_err();
+    let failed: Vec<&str> = groups.iter().copied().filter(fails).collect();
+    assert!(failed.is_empty(), "{} of {} groups failed: {failed:?}", failed.len(), groups.len());
 }

@@ -9,7 +9,8 @@ use half::{bf16, f16};
 use moe_core::eplb::LoadRecorder;
 use moe_core::float8::{F8E4M3, F8E5M2};
 use moe_core::{
-    Buf, Capacity, CombineInput, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Routing, Workspace,
+    Buf, Capacity, CombineInput, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Router, Routing, Rows,
+    Scoring, Workspace,
 };
 use moe_cpu::Cpu;
 use moe_cuda::{Cuda, kernels_launched};
@@ -174,6 +175,46 @@ fn routes<M: MaskValue, P: Float>(queue: &mut Queue<'_, Cuda>, case: routes::Cas
     equal(&ours.read(queue).unwrap(), &theirs.read(&mut reference).unwrap(), &case);
 }
 
+/// Routing, losses and gradient, each with everything that is optional, and with ids that are no experts.
+fn router<T: Float>(queue: &mut Queue<'_, Cuda>, router: Router) {
+    let (tokens, experts, top_k) = (5, router.num_experts(), router.top_k());
+    let mut rng = Rng(5);
+    // A gap behind each row.
+    let logits = queue.upload(&rng.floats::<T>(tokens * (experts + 1))).unwrap();
+    fn rows<T: Float>(logits: &Buf<Cuda, T>, tokens: usize, experts: usize) -> Rows<'_, Cuda, T> {
+        logits.view().rows_strided(tokens, experts, experts + 1).unwrap()
+    }
+    macro_rules! x {
+        () => {
+            rows(&logits, tokens, experts)
+        };
+    }
+    let bias = queue.upload(&rng.floats::<f32>(experts)).unwrap();
+    let (load, valid) = (queue.upload(&vec![3; experts]).unwrap(), queue.upload(&[tokens as i32 - 1]).unwrap());
+    let (mut ids, mut weights) = (Guarded::<i32>::new(queue, tokens * top_k), Guarded::<T>::new(queue, tokens * top_k));
+    let mut probs = Guarded::<f32>::new(queue, tokens * experts);
+    let op = router.route(x!()).correction_bias(bias.view()).valid_tokens(valid.view());
+    op.probs(probs.view(0).rows(experts).unwrap()).run_into(queue, ids.view(0), weights.view(0)).unwrap();
+    router.route(x!()).run_into(queue, ids.view(0), weights.view(0)).unwrap();
+    ids.check(queue);
+    weights.check(queue);
+    probs.check(queue);
+    let (mut terms, mut losses) = (Guarded::<f32>::new(queue, tokens * 2), Guarded::<f32>::new(queue, 2));
+    let op = router.losses(x!()).balance(load.view(), 0.1).z(0.1).valid_tokens(valid.view());
+    op.run_into(queue, terms.view(0), losses.view(0)).unwrap();
+    terms.check(queue);
+    losses.check(queue);
+    let wild: Vec<i32> = (0..tokens * top_k).map(|i| [-1, experts as i32, i32::MIN, 0][i % 4]).collect();
+    let wild = queue.upload(&wild).unwrap();
+    let grad_weights = queue.upload(&rng.floats::<T>(tokens * top_k)).unwrap();
+    let grad_probs = queue.upload(&rng.floats::<f32>(tokens * experts)).unwrap();
+    let mut grad = Guarded::<T>::new(queue, tokens * experts);
+    let op = router.grad(x!()).weights(wild.view(), grad_weights.view()).probs(grad_probs.rows(experts).unwrap());
+    let op = op.balance(load.view(), 0.1).z(0.1).valid_tokens(valid.view());
+    op.run_into(queue, grad.view(0).rows(experts).unwrap()).unwrap();
+    grad.check(queue);
+}
+
 #[test]
 fn every_kernel_stays_inside_of_its_memory() {
     let Some(device) = device("cuda") else { return };
@@ -207,6 +248,13 @@ fn every_kernel_stays_inside_of_its_memory() {
     routes::<u8, f16>(&mut queue, routes::Case { experts: 131, ranks: 1, max_routes: 140, chunks: 40, ..MASK });
     eights::<F8E4M3>(&mut queue, base);
     eights::<F8E5M2>(&mut queue, base);
+    let sigmoid = |experts, top_k| Router::new(experts, top_k).scoring(Scoring::Sigmoid).renormalize();
+    router::<f32>(&mut queue, Router::new(60, 4));
+    router::<f16>(&mut queue, sigmoid(256, 8).groups(8, 4));
+    router::<bf16>(&mut queue, sigmoid(510, 32).groups(30, 7));
+    router::<f32>(&mut queue, Router::new(1025, 40).renormalize());
+    router::<bf16>(&mut queue, sigmoid(520, 9).groups(65, 3));
+    router::<f32>(&mut queue, Router::new(12_100, 3)); // keys that do not fit
     queue.synchronize().unwrap();
     let launched = kernels_launched();
     launched.iter().filter(|(_, launched)| *launched).for_each(|(name, _)| println!("covered: {name}"));

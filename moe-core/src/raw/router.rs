@@ -112,7 +112,7 @@ pub struct RawLosses<'a, B: Backend> {
 ///
 /// `losses[0] = balance_scale * A / n / n` and `losses[1] = z_scale * Z / n`, from left to right, with n the number of
 /// valid tokens as f32 and A and Z the sums of a and z over the tokens: 1,024 lanes that start at +0, lane `t mod 1024`
-/// in ascending t by one addition each, then `lane[i] += lane[i + s]` for s = 512, 256, … 1. Both are 0 where n is 0.
+/// in ascending t by one addition each, then `lane[i] += lane[i + s]` for s = 512, 256, … 1. Both are 0 where n is 0, and NaN is canonical.
 #[derive(Debug)]
 pub struct RouterLossArgs<'a, B: Backend> {
     /// The numbers.

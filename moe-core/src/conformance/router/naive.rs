@@ -2,6 +2,7 @@
 //! same in words.
 
 use crate::Scoring;
+use crate::conformance::naive::round;
 use crate::math::{exp, ln, sigmoid};
 use crate::raw::RouterShape;
 use std::cmp::Ordering;
@@ -162,7 +163,7 @@ pub fn losses(shape: &RouterShape, logits: &[f32], valid: usize, losses: &Losses
     let total = |i: usize| in_lanes(1024, terms.len(), |t, lane| lane + terms[t][i]);
     let n = valid as f32;
     let both = [scale(shape, losses) * total(0) / n / n, losses.z.unwrap_or(0.0) * total(1) / n];
-    (terms.concat(), if valid == 0 { [0.0; 2] } else { both })
+    (terms.concat(), if valid == 0 { [0.0; 2] } else { both.map(round) })
 }
 
 fn scale(shape: &RouterShape, losses: &Losses<'_>) -> f32 {

@@ -1,7 +1,7 @@
 //! moe_router_losses: the load-balancing loss and the z-loss of a batch.
 
 use super::{Probs, Row, Sum};
-use crate::kernels::elem::{Elem, Input, with_input};
+use crate::kernels::elem::{Elem, Input, canonical, with_input};
 use crate::kernels::parallel::{Shared, for_ranges};
 use crate::kernels::rows::Rows;
 use crate::kernels::simd::Simd;
@@ -72,8 +72,8 @@ pub(crate) fn router_losses(tier: Tier, args: &RouterLosses<'_>, token_losses: &
     let n = args.valid.min(tokens) as f32;
     out.fill(0.0);
     if n > 0.0 {
-        out[0] = args.losses.balance_scale * a / n / n;
-        out[1] = args.losses.z_scale.unwrap_or(0.0) * z / n;
+        out[0] = canonical(args.losses.balance_scale * a / n / n);
+        out[1] = canonical(args.losses.z_scale.unwrap_or(0.0) * z / n);
     }
 }
 
