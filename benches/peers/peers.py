@@ -22,13 +22,14 @@ import torch
 
 MODELS = {"dsv3": (7168, 256, 8), "qwen3-30b": (2048, 128, 8), "mixtral": (4096, 8, 2)}
 TOKENS = [1, 8, 32, 128, 512, 1024, 4096, 16384]
-OPS = ["plan", "gather", "permute", "combine"]
+OPS = ["plan", "gather", "permute", "combine", "route", "route_grouped"]
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 CALLS, REPLAYS = 20, 15
 SCALE_BLOCK = 128
 COLD_TOKENS = 128
 FLUSH_BYTES = 128 << 20
 INDEX_BYTES = 4
+GROUPS, TOPK_GROUPS, SCALING = 8, 4, 2.5  # of the grouped router
 
 
 def arguments():
@@ -98,6 +99,8 @@ class Case:
         self.x, self.y = make(self.tokens), make(self.routes)
         self.scales = torch.rand(self.tokens, -(-self.hidden // SCALE_BLOCK), device=self.device) if fp8 else None
         self.rows_out = torch.empty_like(self.y)
+        self.logits = torch.randn(self.tokens, self.experts, device=self.device, dtype=torch.bfloat16 if fp8 else kind)
+        self.bias = torch.randn(self.experts, device=self.device)
         self.tokens_out = torch.empty_like(self.x)
 
     def bytes(self, op):
@@ -108,6 +111,9 @@ class Case:
         moved = (self.local_tokens + self.local_routes) * row
         if op == "combine":
             return self.local_routes * row + self.tokens * row
+        if op in ("route", "route_grouped"):
+            bias = self.experts * 4 if op == "route_grouped" else 0
+            return self.logits.numel() * self.logits.element_size() + bias + 2 * INDEX_BYTES * self.routes
         return {"plan": plan, "gather": moved, "permute": plan + moved}[op]
 
     def memory(self):
@@ -117,7 +123,7 @@ class Case:
 
 def torch_ways(case, op):
     """PyTorch's own operations; on the GPU with the counts that a grouped product needs."""
-    if case.dtype == "f8e4m3" or case.routing == "ep8":
+    if case.dtype == "f8e4m3" or case.routing == "ep8" or (op == "route" and case.routing != "uniform"):
         return {}
     cuda = case.device.type == "cuda"
 
@@ -144,7 +150,8 @@ def torch_ways(case, op):
         "gather": {"index_select": lambda: case.x.index_select(0, case.row_tokens)},
         "permute": {"argsort + index_select": permute},
         "combine": {"index-multiply-sum": multiply_sum},
-    }[op]
+        "route": {"softmax + topk": lambda: torch.topk(torch.softmax(case.logits, -1, dtype=torch.float32), case.top_k)},
+    }.get(op, {})
 
 
 class Vllm:
@@ -158,6 +165,7 @@ class Vllm:
         self.offsets = torch.zeros(case.local + 1, dtype=torch.int64, device=case.device)
         self.source = ints(case.routes)
         self.slots, self.sorted_experts, self.sorted_routes, self.sort_ids = (ints(*shape) for _ in range(4))
+        self.top_ids, self.top_weights = ints(*shape), torch.zeros(*shape, device=case.device)
         size = torch.ops._moe_C.moe_permute_sort_workspace_size(case.routes, case.experts)
         self.workspace = torch.empty(size, dtype=torch.int8, device=case.device)
         self.expert_map = None
@@ -182,7 +190,23 @@ class Vllm:
             case.y, case.weights, self.slots.flatten(), self.offsets, case.top_k, case.tokens_out
         )
 
+    def route(self):
+        case = self.case
+        torch.ops._moe_C.topk_softmax(
+            self.top_weights, self.top_ids, self.sorted_routes, case.logits, False, None
+        )
+
+    def route_grouped(self):
+        case = self.case
+        return torch.ops._moe_C.grouped_topk(
+            case.logits, GROUPS, TOPK_GROUPS, case.top_k, True, SCALING, case.bias, 1  # 1: sigmoid
+        )
+
     def ways(self, op):
+        if op == "route" and self.case.dtype != "f8e4m3" and self.case.routing == "uniform":
+            return {"topk_softmax": self.route}
+        if op == "route_grouped" and self.case.dtype != "f8e4m3" and self.case.routing == "uniform":
+            return {"grouped_topk": self.route_grouped} if self.case.experts >= 32 * GROUPS // 2 else {}
         if op == "permute":
             return {"moe_permute_with_scratch": self.permute}
         if op == "combine" and self.case.dtype != "f8e4m3":

@@ -47,7 +47,7 @@ MOE_DEV float moe_ln(float x) {
 }
 
 MOE_DEV float moe_sigmoid(float x) {
-    float y = __fdiv_rn(1.0f, __fadd_rn(1.0f, moe_exp(-x)));
+    float y = __frcp_rn(__fadd_rn(1.0f, moe_exp(-x))); // rounds as a division does
     return x != x ? MOE_NAN : y;
 }
 

@@ -28,6 +28,7 @@ sources! {
     COMBINE = "combine";
     COMBINE_GRAD = "combine_grad";
     ROUTER = "router";
+    ROUTER_BLOCK = "router_block";
     ROUTER_GRAD = "router_grad";
     TAIL = "tail";
 }
@@ -96,6 +97,7 @@ kernels! {
     Route256 = "moe_route_256" in ROUTER,
     Route512 = "moe_route_512" in ROUTER,
     RouteAny = "moe_route_any" in ROUTER,
+    RouteBlock = "moe_route_block" in ROUTER_BLOCK,
     RouterTerms = "moe_router_terms" in ROUTER_GRAD,
     RouterLosses = "moe_router_losses" in ROUTER_GRAD,
     RouterGrad = "moe_router_grad" in ROUTER_GRAD,

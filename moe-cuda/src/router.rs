@@ -57,9 +57,9 @@ unsafe impl RouterBackend for Cuda {
             params.prob_stride = (probs.stride * 4) as u64;
             params.probs = launch.write(&mut probs.region)?;
         }
-        let (kernel, cut) = route_cut(tokens, shape.num_experts, shape.top_k, n_group);
+        let (kernel, cut) = route_cut(tokens, &shape, params.bias != 0, params.probs != 0);
         // SAFETY: the kernels take `RouteParams`; addresses are from this launch; shapes, strides and dtypes are those
-        // that moe-core checked, and `route_cut` picks a kernel that holds as many experts, groups and routes.
+        // that moe-core checked, and `route_cut` picks a kernel that serves such a router.
         unsafe { launch.launch(kernel, cut, params) }
     }
 

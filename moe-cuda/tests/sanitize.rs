@@ -250,6 +250,7 @@ fn every_kernel_stays_inside_of_its_memory() {
     eights::<F8E5M2>(&mut queue, base);
     let sigmoid = |experts, top_k| Router::new(experts, top_k).scoring(Scoring::Sigmoid).renormalize();
     router::<f32>(&mut queue, Router::new(60, 4));
+    router::<bf16>(&mut queue, sigmoid(1000, 8));
     router::<f16>(&mut queue, sigmoid(256, 8).groups(8, 4));
     router::<bf16>(&mut queue, sigmoid(510, 32).groups(30, 7));
     router::<f32>(&mut queue, Router::new(1025, 40).renormalize());
