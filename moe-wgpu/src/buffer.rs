@@ -1,24 +1,33 @@
 //! Device memory.
 
 use crate::Wgpu;
+use crate::bind_groups::BindGroups;
 use moe_core::{Buffer, DeviceId, Region, Span};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Owned memory: a wgpu buffer for storage and copies, of the length asked for, rounded up to 16 bytes.
 pub struct WgpuBuffer {
     buffer: wgpu::Buffer,
     len: usize,
     id: DeviceId<Wgpu>,
+    groups: Arc<BindGroups>,
+}
+
+impl Drop for WgpuBuffer {
+    fn drop(&mut self) {
+        self.groups.forget(&self.buffer);
+    }
 }
 
 impl WgpuBuffer {
     pub(crate) const USAGE: wgpu::BufferUsages =
         wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
-    pub(crate) fn new(buffer: wgpu::Buffer, len: usize, id: DeviceId<Wgpu>) -> Self {
-        Self { buffer, len, id }
+    pub(crate) fn new(buffer: wgpu::Buffer, len: usize, id: DeviceId<Wgpu>, groups: Arc<BindGroups>) -> Self {
+        Self { buffer, len, id, groups }
     }
 
     /// wgpu's buffer, for the caller's own passes. The first [`byte_len`](Buffer::byte_len) bytes are in use.
@@ -47,11 +56,11 @@ unsafe impl Buffer for WgpuBuffer {
     }
 
     fn region(&self) -> WgpuRegion<'_> {
-        WgpuRegion::new(&self.buffer, 0..self.len as u64)
+        WgpuRegion { owned: true, ..WgpuRegion::new(&self.buffer, 0..self.len as u64) }
     }
 
     fn region_mut(&mut self) -> WgpuRegionMut<'_> {
-        WgpuRegionMut(WgpuRegion::new(&self.buffer, 0..self.len as u64))
+        WgpuRegionMut(self.region())
     }
 }
 
@@ -61,6 +70,8 @@ pub struct WgpuRegion<'a> {
     pub(crate) buffer: &'a wgpu::Buffer,
     pub(crate) start: u64,
     pub(crate) len: u64,
+    /// Of a [`WgpuBuffer`], not lent.
+    pub(crate) owned: bool,
 }
 
 /// Borrowed bytes of a buffer, to write.
@@ -68,7 +79,12 @@ pub struct WgpuRegionMut<'a>(pub(crate) WgpuRegion<'a>);
 
 impl<'a> WgpuRegion<'a> {
     pub(crate) fn new(buffer: &'a wgpu::Buffer, bytes: Range<u64>) -> Self {
-        Self { buffer, start: bytes.start, len: bytes.end - bytes.start }
+        Self { buffer, start: bytes.start, len: bytes.end - bytes.start, owned: false }
+    }
+
+    /// Other bytes of the same buffer.
+    pub(crate) fn elsewhere(&self, bytes: Range<u64>) -> Self {
+        Self { owned: self.owned, ..Self::new(self.buffer, bytes) }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Combine.
 
-use crate::dispatch::{Constants, Dispatch};
+use crate::dispatch::Dispatch;
 use crate::error::unsupported;
-use crate::gather::{THREADS, code, word};
-use crate::kernels::{COMBINE_VEC_1, COMBINE_VEC_4, COMBINE_WORDS_1, COMBINE_WORDS_4};
+use crate::gather::{THREADS, at_once, code, word};
+use crate::kernels::{COMBINE_VEC_1, COMBINE_VEC_4, COMBINE_WORDS_1, COMBINE_WORDS_4, Constants};
+use crate::tuning::Tuning;
 use crate::window::{Bound, Matrix};
 use crate::{Wgpu, WgpuQueue};
 use moe_core::raw::CombineArgs;
@@ -18,9 +19,6 @@ pub(crate) fn combine(queue: &mut WgpuQueue<'_>, args: CombineArgs<'_, Wgpu>) ->
     let op = "combine";
     let device = queue.device().clone();
     let shape = &args.plan.arrays.shape;
-    if args.residual_scale != 1.0 {
-        return Err(unsupported(op, "there is no kernel for a residual scale other than 1".into()));
-    }
     let (rows, out) = (Matrix::new(&args.rows), Matrix::new_mut(&args.out));
     let residual = args.residual.as_ref().map(Matrix::new);
     if out.rows == 0 {
@@ -59,16 +57,24 @@ pub(crate) fn combine(queue: &mut WgpuQueue<'_>, args: CombineArgs<'_, Wgpu>) ->
     let shown = if split { MAX_WINDOWS } else { 1 };
     let constants = Constants::default()
         .unit(vectors)
-        .number("ROWS", code(row_type))
-        .number("OUT", code(out_type))
-        .number("WEIGHTS", code(weight_type))
+        .number("ROWS", code(op, "rows", row_type)?)
+        .number("OUT", code(op, "out", out_type)?)
+        .number("WEIGHTS", code(op, "weights", weight_type)?)
         .number("SIZE_OF_ROW", row_type.size() as u32)
         .number("SIZE_OF_OUT", out_type.size() as u32)
         .number("SIZE_OF_WEIGHT", weight_type.size() as u32)
         .flag("WEIGHTED", args.weights.is_some())
         .flag("SCALED", args.scales.is_some())
-        .flag("RESIDUAL", residual.is_some())
-        .done();
+        .flag("RESIDUAL", residual.is_some());
+    let tuning = device.tuning();
+    let (constants, threads_of_group, units) = match vectors {
+        true => {
+            let Tuning { combine_threads: threads, combine_units: units, combine_routes: routes, .. } = tuning;
+            let routes = at_once(shape.top_k, routes);
+            (constants.number("THREADS", threads).number("UNITS", units).number("ROUTES", routes), threads, units)
+        }
+        false => (constants, THREADS as u32, 1),
+    };
 
     let most = match &residual {
         Some(residual) => residual.rows_per_window(&device, op, "residual")?,
@@ -85,11 +91,13 @@ pub(crate) fn combine(queue: &mut WgpuQueue<'_>, args: CombineArgs<'_, Wgpu>) ->
         let params = (0..MAX_WINDOWS).map(|i| bound_window(i).base / unit);
         let params = params.chain([word(args.plan.arrays.slot), shape.top_k as u32, shape.rows as u32]);
         let params = params.chain([per_window.min(u32::MAX as usize) as u32, to.first, to.count]);
-        let params = params.chain([windows[0].stride / unit, row_len]);
+        let cols = row_len.div_ceil(units);
+        let params = params.chain([windows[0].stride / unit, row_len, cols]);
         let params = params.chain(start.map_or([0, 0], |s| [s.bound.base / unit, s.stride / unit]));
         let params = params.chain([to.bound.base / unit, to.stride / unit, weights.base]);
         let params = params.chain([scales.base / 4, scales_stride, block as u32, to.words()]);
-        let threads = if vectors { u64::from(to.count) * u64::from(row_len) } else { u64::from(to.words()) };
+        let params = params.chain([args.residual_scale.to_bits()]);
+        let threads = if vectors { u64::from(to.count) * u64::from(cols) } else { u64::from(to.words()) };
         let mut buffers = vec![plan, weights, scales, start.map_or(plan, |s| s.bound), to.bound];
         buffers.extend((0..shown).map(bound_window));
         dispatches.push(Dispatch {
@@ -102,7 +110,7 @@ pub(crate) fn combine(queue: &mut WgpuQueue<'_>, args: CombineArgs<'_, Wgpu>) ->
             constants: constants.clone(),
             buffers,
             params: params.collect(),
-            groups: threads.div_ceil(THREADS),
+            groups: threads.div_ceil(u64::from(threads_of_group)),
         });
     }
     queue.record(op, &dispatches)

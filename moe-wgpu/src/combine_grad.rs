@@ -1,8 +1,8 @@
 //! The gradients of combine.
 
-use crate::dispatch::{Constants, Dispatch};
+use crate::dispatch::Dispatch;
 use crate::gather::{THREADS, code, gather, word};
-use crate::kernels::COMBINE_GRAD_WEIGHTS;
+use crate::kernels::{COMBINE_GRAD_WEIGHTS, Constants};
 use crate::window::{Bound, Matrix};
 use crate::{Wgpu, WgpuQueue};
 use moe_core::Result;
@@ -43,12 +43,11 @@ fn weights_gradient(
     let words = (out.base as usize % 4 + routes * out_size).div_ceil(4);
     let lanes = grad_out.cols.clamp(1, MAX_LANES).next_power_of_two();
     let constants = Constants::default()
-        .number("ROWS", code(grad_out.dtype))
-        .number("OUT", code(grad.out.dtype))
+        .number("ROWS", code(op, "grad_out", grad_out.dtype)?)
+        .number("OUT", code(op, "grad_weights", grad.out.dtype)?)
         .number("SIZE_OF_ROW", grad_out.dtype.size() as u32)
         .number("SIZE_OF_OUT", out_size as u32)
-        .number("LANES", lanes as u32)
-        .done();
+        .number("LANES", lanes as u32);
     let mut dispatches = Vec::new();
     let tokens = Matrix::new(grad_out).windows(&device, op, "grad_out", usize::MAX)?;
     for (i, rows) in Matrix::new(&grad.rows).windows(&device, op, "rows", usize::MAX)?.iter().enumerate() {

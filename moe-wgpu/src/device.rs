@@ -1,16 +1,18 @@
 //! A logical device of wgpu.
 
+use crate::bind_groups::BindGroups;
 use crate::buffer::{WgpuRegion, WgpuRegionMut};
 use crate::error::{Lost, backend, catch, ready};
-use crate::kernels::Pipelines;
+use crate::kernels::{Pipelines, Target};
 use crate::queue::Recording;
+use crate::tuning::{self, KNOBS, Tuning, Workgroup};
 use crate::{Wgpu, WgpuMint, WgpuQueue, adapters};
 use moe_core::identity::Registry;
-use moe_core::oracle::{Capabilities, DeviceClass};
+use moe_core::oracle::{Capabilities, DeviceClass, Knob, Path, Tuned, TuningTable, Wish};
 use moe_core::{Backend, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Result, View, ViewMut};
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 static DEVICES: Registry<WgpuDevice> = Registry::new();
@@ -23,6 +25,10 @@ pub struct WgpuOptions {
     /// f16 by the adapter's `SHADER_F16`. Without it f16 is unpacked by integer operations; results are the same, but
     /// for subnormals where the adapter flushes them.
     pub native_f16: bool,
+    /// Subgroup operations. Without them a workgroup ranks routes by comparing; results are the same.
+    pub subgroups: bool,
+    /// Parameters as immediate data. Without it they lie in uniform buffers; results are the same.
+    pub immediates: bool,
     /// The most bytes of a buffer that a kernel is shown at once, at most what the adapter allows. Larger data is
     /// worked on in windows. A multiple of 4, at least 4,096.
     pub max_binding_bytes: Option<u32>,
@@ -30,7 +36,23 @@ pub struct WgpuOptions {
 
 impl WgpuOptions {
     /// Everything the adapter has.
-    const ALL: Self = Self { native_f16: true, max_binding_bytes: None };
+    const ALL: Self = Self { native_f16: true, subgroups: true, immediates: true, max_binding_bytes: None };
+
+    /// What timing on the GPU takes; no operation uses it.
+    const TIMESTAMPS: wgpu::Features =
+        wgpu::Features::TIMESTAMP_QUERY.union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS);
+
+    /// What every adapter has: nothing optional.
+    pub const PLAIN: Self = Self { native_f16: false, subgroups: false, immediates: false, ..Self::ALL };
+
+    /// The features that a device needs for these, where the adapter has them.
+    fn features(self) -> wgpu::Features {
+        let mut features = Self::TIMESTAMPS;
+        features.set(wgpu::Features::SHADER_F16, self.native_f16);
+        features.set(wgpu::Features::SUBGROUP, self.subgroups);
+        features.set(wgpu::Features::IMMEDIATES, self.immediates);
+        features
+    }
 
     /// Makes these the options of devices that are [opened](Device::open) by specification alone from now on, in this
     /// process: for programs that get a specification and no more, such as test suites.
@@ -57,16 +79,20 @@ struct Inner {
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
-    native_f16: bool,
+    target: Target,
+    subgroups: bool,
     max_binding: u64,
     offset_alignment: u64,
     storage_buffers: u32,
     max_groups: u32,
     max_buffer: u64,
+    workgroup: Workgroup,
+    tuning: RwLock<(Tuning, Tuned)>,
     lost: Lost,
     /// What a dropped queue could not report.
     deferred: Mutex<Option<Error>>,
     pipelines: Pipelines,
+    bind_groups: Arc<BindGroups>,
     recording: Mutex<Recording>,
 }
 
@@ -94,23 +120,22 @@ impl WgpuDevice {
             return Err(Error::InvalidArgument { op, arg, expected, got: bytes.to_string() });
         }
         let binding = u128::from(options.max_binding_bytes.unwrap_or(0));
-        let key = u128::from(ordinal) | binding << 32 | u128::from(!options.native_f16) << 64;
+        let off = [!options.native_f16, !options.subgroups, !options.immediates];
+        let off = off.iter().fold(0, |bits, off| bits << 1 | u128::from(*off));
+        let key = u128::from(ordinal) | binding << 32 | off << 64;
         DEVICES.get_or_open(
             key,
             |device| device.0.id.ordinal() == ordinal,
             |instance| {
-                let wanted = wgpu::Features::SHADER_F16
-                    | wgpu::Features::TIMESTAMP_QUERY
-                    | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
-                let mut features = adapter.features() & wanted;
-                features.set(
-                    wgpu::Features::SHADER_F16,
-                    options.native_f16 && features.contains(wanted & wgpu::Features::SHADER_F16),
-                );
+                let features = adapter.features() & options.features();
+                let mut limits = adapter.limits();
+                if !features.contains(wgpu::Features::IMMEDIATES) {
+                    limits.max_immediate_size = 0;
+                }
                 let descriptor = wgpu::DeviceDescriptor {
                     label: Some("moe-wgpu"),
                     required_features: features,
-                    required_limits: adapter.limits(),
+                    required_limits: limits,
                     ..Default::default()
                 };
                 let opened = ready(adapter.request_device(&descriptor));
@@ -127,7 +152,9 @@ impl WgpuDevice {
 
     /// The device of a caller's logical device and its queue. Adopting one twice gives the same device; so does
     /// adopting one that was opened here. It is kept for the life of the process. Features and limits are those that
-    /// it was made with: f16 is native if it has `SHADER_F16`.
+    /// it was made with: f16 is native if it has `SHADER_F16`, `SUBGROUP` and `IMMEDIATES` are used where it has them.
+    ///
+    /// The callback for a lost device stays the caller's; it should call [`mark_lost`](Self::mark_lost).
     ///
     /// # Errors
     /// None today.
@@ -146,29 +173,37 @@ impl WgpuDevice {
             |other| other.0.id.ordinal() == ordinal,
             |instance| {
                 let id = DeviceId::mint(WgpuMint(()), ordinal, instance, key);
-                // The callback for a lost device stays the caller's.
                 Ok(Self::new(id, device.clone(), queue, Lost::default(), None))
             },
         )
     }
 
     fn new(id: DeviceId<Wgpu>, device: wgpu::Device, queue: wgpu::Queue, lost: Lost, max_binding: Option<u32>) -> Self {
-        let limits = device.limits();
+        let (limits, features) = (device.limits(), device.features());
+        let tuned = Tuned::built_in(KNOBS);
+        let workgroup = Workgroup::new(&limits);
         let largest = u64::from(u32::MAX - 3).min(limits.max_storage_buffer_binding_size);
         Self(Arc::new(Inner {
             id,
             info: device.adapter_info(),
-            native_f16: device.features().contains(wgpu::Features::SHADER_F16),
+            target: Target {
+                native_f16: features.contains(wgpu::Features::SHADER_F16),
+                immediates: if features.contains(wgpu::Features::IMMEDIATES) { limits.max_immediate_size } else { 0 },
+            },
+            subgroups: features.contains(wgpu::Features::SUBGROUP),
             max_binding: max_binding.map_or(largest, |b| largest.min(u64::from(b))) & !3,
             offset_alignment: u64::from(limits.min_storage_buffer_offset_alignment),
             storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_groups: limits.max_compute_workgroups_per_dimension,
             max_buffer: limits.max_buffer_size & !3,
+            workgroup,
+            tuning: RwLock::new((Tuning::new(&tuned, workgroup), tuned)),
             device,
             queue,
             lost,
             deferred: Mutex::new(None),
             pipelines: Pipelines::default(),
+            bind_groups: Arc::default(),
             recording: Mutex::default(),
         }))
     }
@@ -176,6 +211,15 @@ impl WgpuDevice {
     /// What the adapters of this machine say of themselves, by ordinal.
     pub fn adapters() -> Vec<wgpu::AdapterInfo> {
         adapters::all().iter().map(wgpu::Adapter::get_info).collect()
+    }
+
+    fn subgroup_sizes(&self) -> String {
+        let wgpu::AdapterInfo { subgroup_min_size: min, subgroup_max_size: max, .. } = self.0.info;
+        match self.0.subgroups {
+            true if min == max => format!("of {max}"),
+            true => format!("of {min} to {max}"),
+            false => "not used".into(),
+        }
     }
 
     /// wgpu's logical device.
@@ -248,8 +292,38 @@ impl WgpuDevice {
         &self.0.pipelines
     }
 
-    pub(crate) fn native_f16(&self) -> bool {
-        self.0.native_f16
+    pub(crate) fn bind_groups(&self) -> &Arc<BindGroups> {
+        &self.0.bind_groups
+    }
+
+    pub(crate) fn target(&self) -> Target {
+        self.0.target
+    }
+
+    /// Whether kernels may use subgroups.
+    pub(crate) fn subgroups(&self) -> bool {
+        self.0.subgroups
+    }
+
+    /// What a workgroup may be.
+    pub(crate) fn workgroup(&self) -> Workgroup {
+        self.0.workgroup
+    }
+
+    /// The variants in use.
+    pub(crate) fn tuning(&self) -> Tuning {
+        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// The values of its [knobs](Device::knobs).
+    pub fn tuned(&self) -> Tuned {
+        self.0.tuning.read().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// Says that the device is lost: for the callback of a program that adopted its own device. Every call then gives
+    /// [`Error::DeviceLost`].
+    pub fn mark_lost(&self, reason: &str) {
+        self.0.lost.set(reason.to_owned());
     }
 
     /// The most bytes of a buffer that a kernel is shown at once.
@@ -271,6 +345,10 @@ impl WgpuDevice {
 
     pub(crate) fn max_buffer(&self) -> u64 {
         self.0.max_buffer
+    }
+
+    pub(crate) fn create_encoder(&self) -> wgpu::CommandEncoder {
+        self.0.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("moe-wgpu") })
     }
 
     /// What the queues of this device recorded.
@@ -333,7 +411,10 @@ unsafe impl Device for WgpuDevice {
                 ("api", format!("{:?}", info.backend)),
                 ("kind", format!("{:?}", info.device_type)),
                 ("driver", format!("{} {}", info.driver, info.driver_info)),
-                ("native f16", self.0.native_f16.to_string()),
+                ("native f16", self.0.target.native_f16.to_string()),
+                ("subgroups", self.subgroup_sizes()),
+                ("immediate data", format!("{} bytes", self.0.target.immediates)),
+                ("timestamps", self.0.device.features().contains(WgpuOptions::TIMESTAMPS).to_string()),
                 ("largest binding", format!("{max_binding} bytes")),
             ],
         }
@@ -349,8 +430,24 @@ unsafe impl Device for WgpuDevice {
         Capabilities::of(class).launch(Duration::from_micros(30)).max_buffer_bytes(self.0.max_buffer)
     }
 
+    fn knobs(&self) -> &'static [Knob] {
+        KNOBS
+    }
+
+    fn tune(&self, table: &TuningTable) -> Result<()> {
+        let tuned = table.tuned(Wgpu::NAME, &self.info().name, KNOBS)?;
+        tuning::check(&tuned, self.0.workgroup, self.0.subgroups)?;
+        let tuning = (Tuning::new(&tuned, self.0.workgroup), tuned);
+        *self.0.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
+        Ok(())
+    }
+
+    fn paths(&self, wish: &Wish) -> Vec<Path> {
+        tuning::paths(self, wish)
+    }
+
     fn queue(&self) -> Result<WgpuQueue<'static>> {
-        self.0.lost.check("queue", self.0.id, "unknown")?;
+        self.0.lost.check("queue", self.0.id, || "unknown")?;
         Ok(WgpuQueue::own(self.clone()))
     }
 }

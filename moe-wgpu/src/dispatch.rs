@@ -1,7 +1,7 @@
 //! Recording dispatches: pipelines, bindings and parameters.
 
 use crate::error::{catch, unsupported};
-use crate::kernels::{Bind, Kernel};
+use crate::kernels::{Bind, Constants, Kernel, Pipeline, Variant};
 use crate::window::Bound;
 use crate::{WgpuDevice, WgpuQueue};
 use moe_core::Result;
@@ -10,8 +10,8 @@ use moe_core::Result;
 #[derive(Debug)]
 pub(crate) struct Dispatch<'a> {
     pub(crate) kernel: &'static Kernel,
-    /// `const` declarations that specialise it.
-    pub(crate) constants: String,
+    /// What specialises it.
+    pub(crate) constants: Constants,
     /// The buffers, in the order of the kernel's bindings, without its parameters.
     pub(crate) buffers: Vec<Bound<'a>>,
     /// The kernel's `Params`, word by word.
@@ -24,7 +24,7 @@ impl Dispatch<'_> {
     /// Workgroups as the kernels expect them: x, then y where there are more than one dimension takes.
     fn grid(&self, device: &WgpuDevice, op: &'static str) -> Result<(u32, u32)> {
         let most = u64::from(device.max_groups());
-        let y = self.groups.div_ceil(most);
+        let y = self.groups.div_ceil(most).max(1);
         if y > most {
             let reason = format!("{} workgroups, max_compute_workgroups_per_dimension is {most}", self.groups);
             return Err(unsupported(op, reason));
@@ -32,38 +32,48 @@ impl Dispatch<'_> {
         Ok((self.groups.div_ceil(y) as u32, y as u32))
     }
 
-    fn shared(&self) -> bool {
+    fn variant(&self) -> Variant {
         let kinds = || self.kernel.binds.iter().filter(|bind| **bind != Bind::Params).zip(&self.buffers);
         let outputs = || kinds().filter(|(bind, _)| **bind == Bind::Output).map(|(_, bound)| bound.buffer);
-        kinds().any(|(bind, bound)| *bind == Bind::Input && outputs().any(|output| output == bound.buffer))
+        let shared = kinds().any(|(bind, bound)| *bind == Bind::Input && outputs().any(|o| o == bound.buffer));
+        Variant { kernel: self.kernel, constants: self.constants.clone(), params: self.params.len(), shared }
+    }
+
+    /// The bindings, with parameters in a slab where they are not immediate data.
+    fn bind(&self, device: &WgpuDevice, pipeline: &Pipeline, slabs: &mut Vec<ParamSlab>) -> wgpu::BindGroup {
+        if pipeline.immediates {
+            return device.bind_groups().get(pipeline, &self.buffers, || self.create_group(device, pipeline, None));
+        }
+        if slabs.last().is_none_or(ParamSlab::is_full) {
+            slabs.push(ParamSlab::new(device.device()));
+        }
+        let params = slabs.last_mut().map(|slab| slab.push(&self.params));
+        self.create_group(device, pipeline, params)
+    }
+
+    fn create_group(
+        &self,
+        device: &WgpuDevice,
+        pipeline: &Pipeline,
+        params: Option<wgpu::BufferBinding<'_>>,
+    ) -> wgpu::BindGroup {
+        let mut buffers = self.buffers.iter();
+        let bindings = (0..).zip(self.kernel.binds).filter_map(|(binding, bind)| {
+            let resource = match bind {
+                Bind::Params => params.clone()?,
+                _ => buffers.next()?.binding(),
+            };
+            Some(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(resource) })
+        });
+        let entries: Vec<_> = bindings.collect();
+        let (label, layout) = (Some(self.kernel.name), &pipeline.layout);
+        device.device().create_bind_group(&wgpu::BindGroupDescriptor { label, layout, entries: &entries })
     }
 }
 
-/// `const` declarations.
-#[derive(Default)]
-pub(crate) struct Constants(String);
-
-impl Constants {
-    pub(crate) fn unit(self, vectors: bool) -> Self {
-        Self(self.0 + if vectors { "alias Unit = vec4<u32>;\n" } else { "alias Unit = u32;\n" })
-    }
-
-    pub(crate) fn number(self, name: &str, value: u32) -> Self {
-        Self(self.0 + &format!("const {name}: u32 = {value}u;\n"))
-    }
-
-    pub(crate) fn flag(self, name: &str, value: bool) -> Self {
-        Self(self.0 + &format!("const {name}: bool = {value};\n"))
-    }
-
-    pub(crate) fn done(self) -> String {
-        self.0
-    }
-}
-
-/// Parameters of dispatches that are recorded and not submitted yet, in a mapped buffer. It is unmapped before the
-/// commands are submitted; writing parameters through wgpu's queue instead would not be ordered with the caller's
-/// encoder.
+/// Parameters of dispatches that are recorded and not submitted yet, in a mapped buffer, for adapters without immediate
+/// data. It is unmapped before the commands are submitted; writing parameters through wgpu's queue instead would not be
+/// ordered with the caller's encoder.
 #[derive(Debug)]
 pub(crate) struct ParamSlab {
     buffer: wgpu::Buffer,
@@ -92,7 +102,7 @@ impl ParamSlab {
     fn push(&mut self, params: &[u32]) -> wgpu::BufferBinding<'_> {
         let offset = self.used * Self::ENTRY;
         self.used += 1;
-        let bytes: Vec<u8> = params.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let bytes = bytes_of(params);
         // Mapping fails only where creating the buffer failed, which the caller's error scope reports.
         if let Ok(mut view) = self.buffer.get_mapped_range_mut(offset..offset + Self::ENTRY) {
             view.slice(..bytes.len()).copy_from_slice(&bytes);
@@ -105,60 +115,39 @@ impl ParamSlab {
     }
 }
 
+fn bytes_of(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
 impl WgpuQueue<'_> {
-    /// Records dispatches that run one after the other.
+    /// Records dispatches that run one after the other, in one pass.
     pub(crate) fn record(&mut self, op: &'static str, dispatches: &[Dispatch<'_>]) -> Result<()> {
         let device = self.device().clone();
-        device.lost().check(op, self.id(), op)?;
+        device.lost().check(op, self.id(), || self.first_op())?;
         let mut grids = Vec::with_capacity(dispatches.len());
         for dispatch in dispatches {
             grids.push(dispatch.grid(&device, op)?);
         }
-        let (error, first_op) = self.with(op, |encoder, params| {
+        let variants: Vec<_> = dispatches.iter().map(Dispatch::variant).collect();
+        let error = self.with_pass(op, |pass, slabs| {
             catch(device.device(), || {
-                let mut pass =
-                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(op), ..Default::default() });
-                for (dispatch, (x, y)) in dispatches.iter().zip(grids) {
-                    let Dispatch { kernel, constants, buffers, .. } = dispatch;
-                    let shared = dispatch.shared();
-                    let pipeline =
-                        device.pipelines().get(device.device(), kernel, constants, shared, device.native_f16());
-                    if params.last().is_none_or(ParamSlab::is_full) {
-                        params.push(ParamSlab::new(device.device()));
-                    }
-                    let Some(slab) = params.last_mut() else { continue };
-                    let param = slab.push(&dispatch.params);
-                    let mut bounds = buffers.iter();
-                    let entries: Vec<_> = (0..)
-                        .zip(kernel.binds)
-                        .filter_map(|(binding, bind)| {
-                            let resource = match bind {
-                                Bind::Params => param.clone(),
-                                _ => {
-                                    let Bound { buffer, offset, size, .. } = *bounds.next()?;
-                                    wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) }
-                                }
-                            };
-                            Some(wgpu::BindGroupEntry { binding, resource: wgpu::BindingResource::Buffer(resource) })
-                        })
-                        .collect();
-                    let group = device.device().create_bind_group(&wgpu::BindGroupDescriptor {
-                        label: Some(kernel.name),
-                        layout: &pipeline.layout,
-                        entries: &entries,
-                    });
+                for ((dispatch, variant), (x, y)) in dispatches.iter().zip(&variants).zip(grids) {
+                    let pipeline = device.pipelines().get(device.device(), variant, device.target());
+                    let group = dispatch.bind(&device, &pipeline, slabs);
                     pass.set_pipeline(&pipeline.pipeline);
                     pass.set_bind_group(0, &group, &[]);
+                    if pipeline.immediates {
+                        pass.set_immediates(0, &bytes_of(&dispatch.params));
+                    }
                     pass.dispatch_workgroups(x, y, 1);
                 }
             })
             .1
         });
         if let Some(error) = error {
-            for dispatch in dispatches {
-                device.pipelines().forget(dispatch.kernel);
-            }
-            return Err(self.driver_error(op, first_op, error));
+            variants.iter().for_each(|variant| device.pipelines().forget(variant));
+            device.bind_groups().clear();
+            return Err(self.driver_error(op, op, error));
         }
         Ok(())
     }

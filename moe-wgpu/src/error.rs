@@ -40,11 +40,19 @@ impl Lost {
     }
 
     /// The error, if the device is lost.
-    pub(crate) fn check(&self, op: &'static str, device: DeviceId<Wgpu>, first_op: &'static str) -> Result<()> {
+    pub(crate) fn check(
+        &self,
+        op: &'static str,
+        device: DeviceId<Wgpu>,
+        first_op: impl FnOnce() -> &'static str,
+    ) -> Result<()> {
         let lost = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         match &*lost {
             None => Ok(()),
-            Some(reason) => Err(Error::DeviceLost { op, device: device.erase(), first_op, reason: reason.clone() }),
+            Some(reason) => {
+                let (first_op, reason) = (first_op(), reason.clone());
+                Err(Error::DeviceLost { op, device: device.erase(), first_op, reason })
+            }
         }
     }
 }

@@ -1,24 +1,33 @@
 //! Gather, and zeroing what it leaves alone.
 
-use crate::dispatch::{Constants, Dispatch};
-use crate::kernels::{GATHER_TOKENS, GATHER_WORDS, ZERO_ROWS_VEC, ZERO_ROWS_WORDS};
+use crate::dispatch::Dispatch;
+use crate::kernels::{Constants, GATHER_TOKENS, GATHER_WORDS, ZERO_ROWS_ALL, ZERO_ROWS_VEC, ZERO_ROWS_WORDS};
 use crate::window::{Bound, Matrix, Window};
 use crate::{Wgpu, WgpuQueue};
 use moe_core::raw::{GatherArgs, PlanArrays, ZeroTailArgs};
-use moe_core::{DType, Layout, Result};
+use moe_core::{DType, Error, Layout, Result};
 
 /// Threads of a workgroup.
 pub(crate) const THREADS: u64 = 256;
 
 /// A dtype as the kernels know it.
-pub(crate) fn code(dtype: DType) -> u32 {
-    match dtype {
+pub(crate) fn code(op: &'static str, arg: &'static str, dtype: DType) -> Result<u32> {
+    Ok(match dtype {
+        DType::F32 => 0,
         DType::F16 => 1,
         DType::BF16 => 2,
         DType::F8E4M3 => 3,
         DType::F8E5M2 => 4,
-        _ => 0,
-    }
+        got => {
+            let expected = "f32, f16, bf16, f8e4m3 or f8e5m2";
+            return Err(Error::UnsupportedDType { op, arg, expected, got });
+        }
+    })
+}
+
+/// How many routes of a token a thread treats at once: one of few numbers, as each is a kernel of its own.
+pub(crate) fn at_once(top_k: usize, most: u32) -> u32 {
+    most.min(if top_k <= 2 { 2 } else { 8 })
 }
 
 /// The word of the plan where an array begins.
@@ -45,16 +54,24 @@ pub(crate) fn gather(queue: &mut WgpuQueue<'_>, op: &'static str, args: GatherAr
     let vectors = rows.in_vectors() && out.in_vectors();
     let unit = if vectors { 16 } else { 1 };
     let size = args.rows.dtype.size().min(4);
+    // Bits are copied whatever they are.
+    let element = if args.weights.is_some() { code(op, "rows", args.rows.dtype)? } else { 0 };
     let mut constants = Constants::default()
         .unit(vectors)
         .flag("WEIGHTED", args.weights.is_some())
-        .number("WEIGHTS", code(weight_type))
+        .number("WEIGHTS", code(op, "weights", weight_type)?)
         .number("SIZE_OF_WEIGHT", weight_type.size() as u32)
-        .number("ELEMENT", code(args.rows.dtype));
-    if !vectors {
-        constants = constants.number("SIZE", size as u32);
-    }
-    let constants = constants.done();
+        .number("ELEMENT", element);
+    let tuning = device.tuning();
+    let (threads_of_group, units) = if vectors { (tuning.gather_threads, tuning.gather_units) } else { (256, 1) };
+    constants = match vectors {
+        true => constants
+            .number("THREADS", threads_of_group)
+            .number("UNITS", units)
+            .number("ROUTES", at_once(shape.top_k, 8)),
+        false => constants.number("SIZE", size as u32),
+    };
+    let cols = (rows.row_bytes as u32 / unit).div_ceil(units);
 
     let out_windows = out.windows(&device, op, "out", usize::MAX)?;
     let row_windows = rows.windows(&device, op, "rows", usize::MAX)?;
@@ -72,14 +89,14 @@ pub(crate) fn gather(queue: &mut WgpuQueue<'_>, op: &'static str, args: GatherAr
             let params = params.chain([to.first, to.count, first, count]);
             let params = params.chain([bound.base, stride, to.bound.base, to.stride].map(|bytes| bytes / unit));
             let row_len = rows.row_bytes as u32 / unit;
-            let params = params.chain([row_len, weights.base, to.words(), u32::from(i == 0)]);
-            let threads = if vectors { u64::from(count) * u64::from(row_len) } else { u64::from(to.words()) };
+            let params = params.chain([row_len, cols, weights.base, to.words(), u32::from(i == 0)]);
+            let threads = if vectors { u64::from(count) * u64::from(cols) } else { u64::from(to.words()) };
             dispatches.push(Dispatch {
                 kernel: if vectors { &GATHER_TOKENS } else { &GATHER_WORDS },
                 constants: constants.clone(),
                 buffers: vec![plan, bound, weights, to.bound],
                 params: params.collect(),
-                groups: threads.div_ceil(THREADS),
+                groups: threads.div_ceil(u64::from(threads_of_group)),
             });
         }
     }
@@ -119,10 +136,22 @@ fn zero_rows<'a>(
         let bytes = [to.bound.base, to.stride, out.row_bytes as u32].map(|bytes| bytes / unit);
         dispatches.push(Dispatch {
             kernel: if vectors { &ZERO_ROWS_VEC } else { &ZERO_ROWS_WORDS },
-            constants: Constants::default().unit(vectors).flag("TAIL", tail).done(),
-            buffers: vec![plan, to.bound],
+            constants: Constants::default().unit(vectors).flag("TAIL", tail),
+            buffers: vec![to.bound, plan],
             params: params.into_iter().chain(bytes).chain([to.words()]).collect(),
             groups: if vectors { u64::from(to.count) } else { u64::from(to.words()).div_ceil(THREADS) },
         });
+    }
+}
+
+/// Zeroes all of a window.
+pub(crate) fn zero_all<'a>(to: &Window<'a>, out: &Matrix<'a>) -> Dispatch<'a> {
+    let params = [0, 0, 0, to.first, to.count, to.bound.base, to.stride, out.row_bytes as u32, to.words()];
+    Dispatch {
+        kernel: &ZERO_ROWS_ALL,
+        constants: Constants::default().unit(false),
+        buffers: vec![to.bound],
+        params: params.to_vec(),
+        groups: u64::from(to.words()).div_ceil(THREADS),
     }
 }

@@ -32,6 +32,7 @@
 //! ```
 
 mod adapters;
+mod bind_groups;
 mod buffer;
 mod combine;
 mod combine_grad;
@@ -42,6 +43,9 @@ mod gather;
 mod kernels;
 mod plan;
 mod queue;
+mod routes;
+mod template;
+mod tuning;
 mod window;
 
 pub use buffer::{WgpuBuffer, WgpuRegion, WgpuRegionMut};
@@ -49,8 +53,11 @@ pub use device::{WgpuDevice, WgpuOptions};
 pub use queue::WgpuQueue;
 pub use wgpu;
 
-use moe_core::raw::{BuildArgs, CombineArgs, CombineGradArgs, GatherArgs, PlanMut, ZeroTailArgs};
-use moe_core::{Backend, Limits, PermuteBackend, Result};
+use moe_core::raw::{
+    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, MaskArgs, PlanMut, PlanRef,
+    ScatterMaskArgs, Section, SplitSizesArgs, ZeroTailArgs,
+};
+use moe_core::{Backend, Capacity, Limits, PermuteBackend, Result};
 
 /// The wgpu backend.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +94,14 @@ unsafe impl PermuteBackend for Wgpu {
         plan::scratch_bytes(limits)
     }
 
+    fn supports_capacity(capacity: &Capacity) -> bool {
+        matches!(capacity, Capacity::ByRoute(_) | Capacity::ByWeight(_))
+    }
+
+    fn supports_replicas() -> bool {
+        true
+    }
+
     unsafe fn build(queue: &mut WgpuQueue<'_>, plan: PlanMut<'_, Self>, args: BuildArgs<'_, Self>) -> Result<()> {
         plan::build(queue, plan, args)
     }
@@ -105,5 +120,34 @@ unsafe impl PermuteBackend for Wgpu {
 
     unsafe fn zero_tail(queue: &mut WgpuQueue<'_>, args: ZeroTailArgs<'_, Self>) -> Result<()> {
         gather::zero_tail(queue, args)
+    }
+
+    unsafe fn expand_mask(queue: &mut WgpuQueue<'_>, args: MaskArgs<'_, Self>) -> Result<()> {
+        routes::expand_mask(queue, args)
+    }
+
+    unsafe fn scatter_mask(queue: &mut WgpuQueue<'_>, args: ScatterMaskArgs<'_, Self>) -> Result<()> {
+        routes::scatter_mask(queue, args)
+    }
+
+    unsafe fn expand_chunks(queue: &mut WgpuQueue<'_>, args: ChunkArgs<'_, Self>) -> Result<()> {
+        routes::expand_chunks(queue, args)
+    }
+
+    unsafe fn block_table(queue: &mut WgpuQueue<'_>, args: BlockTableArgs<'_, Self>) -> Result<()> {
+        routes::block_table(queue, args)
+    }
+
+    unsafe fn split_sizes(queue: &mut WgpuQueue<'_>, args: SplitSizesArgs<'_, Self>) -> Result<()> {
+        routes::split_sizes(queue, args)
+    }
+
+    unsafe fn add_load(
+        queue: &mut WgpuQueue<'_>,
+        plan: PlanRef<'_, Self>,
+        sums: &mut WgpuBuffer,
+        at: Section,
+    ) -> Result<()> {
+        routes::add_load(queue, plan, sums, at)
     }
 }

@@ -1,9 +1,9 @@
 //! What operations are recorded into.
 
 use crate::buffer::{WgpuBuffer, WgpuRegion, WgpuRegionMut};
-use crate::dispatch::{Constants, Dispatch, ParamSlab};
+use crate::dispatch::{Dispatch, ParamSlab};
 use crate::error::{backend, catch, unsupported};
-use crate::kernels::COPY_BYTES;
+use crate::kernels::{COPY_BYTES, Constants};
 use crate::window::Bound;
 use crate::{Wgpu, WgpuDevice};
 use moe_core::{CommandQueue, Device, DeviceId, Error, Result};
@@ -23,15 +23,38 @@ pub struct WgpuQueue<'q> {
 /// What is recorded and not submitted.
 #[derive(Debug, Default)]
 pub(crate) struct Recording {
+    /// The pass that operations are recorded into, for as long as nothing else is: each pass costs the host and the GPU
+    /// about as much as a dispatch.
+    pass: Option<wgpu::ComputePass<'static>>,
     encoder: Option<wgpu::CommandEncoder>,
     params: Vec<ParamSlab>,
+    /// The first operation that is recorded.
     first_op: Option<&'static str>,
-    /// The first operation of the last submission.
+    /// The first operation that was submitted and is not known to have run.
     submitted: Option<&'static str>,
+    /// How often was submitted.
+    submissions: u64,
 }
 
 /// Bytes that an upload or a download stages at once.
 const STAGE: u64 = 64 << 20;
+
+impl Recording {
+    fn begin(&mut self, op: &'static str) {
+        self.first_op.get_or_insert(op);
+    }
+
+    /// Ends what is open, so that commands can be submitted.
+    fn seal(&mut self) {
+        self.pass = None;
+        self.params.drain(..).for_each(ParamSlab::seal);
+    }
+}
+
+fn begin_pass(encoder: &mut wgpu::CommandEncoder) -> wgpu::ComputePass<'static> {
+    let descriptor = wgpu::ComputePassDescriptor { label: Some("moe-wgpu"), timestamp_writes: None };
+    encoder.begin_compute_pass(&descriptor).forget_lifetime()
+}
 
 impl<'q> WgpuQueue<'q> {
     pub(crate) fn own(device: WgpuDevice) -> Self {
@@ -60,32 +83,52 @@ impl<'q> WgpuQueue<'q> {
         self.flush("submit")
     }
 
-    /// Records a part of `op`. Gives the first operation that was recorded and is not submitted, too.
-    pub(crate) fn with<R>(
+    /// Records a part of `op` outside of passes.
+    pub(crate) fn with_encoder<R>(
         &mut self,
         op: &'static str,
-        record: impl FnOnce(&mut wgpu::CommandEncoder, &mut Vec<ParamSlab>) -> R,
-    ) -> (R, &'static str) {
+        record: impl FnOnce(&mut wgpu::CommandEncoder) -> R,
+    ) -> R {
         match &mut self.lent {
             Some((encoder, recording)) => {
-                let first_op = *recording.first_op.get_or_insert(op);
-                (record(encoder, &mut recording.params), first_op)
+                recording.begin(op);
+                recording.pass = None;
+                record(encoder)
             }
             None => {
                 let mut recording = self.device.recording();
-                let first_op = *recording.first_op.get_or_insert(op);
-                let Recording { encoder, params, .. } = &mut *recording;
-                let encoder = encoder.get_or_insert_with(|| {
-                    let descriptor = wgpu::CommandEncoderDescriptor { label: Some("moe-wgpu") };
-                    self.device.device().create_command_encoder(&descriptor)
-                });
-                (record(encoder, params), first_op)
+                recording.begin(op);
+                recording.pass = None;
+                record(recording.encoder.get_or_insert_with(|| self.device.create_encoder()))
             }
         }
     }
 
-    /// The first operation that can have failed, as far as is known.
-    fn first_op(&self) -> &'static str {
+    /// Records a part of `op` into a compute pass.
+    pub(crate) fn with_pass<R>(
+        &mut self,
+        op: &'static str,
+        record: impl FnOnce(&mut wgpu::ComputePass<'static>, &mut Vec<ParamSlab>) -> R,
+    ) -> R {
+        match &mut self.lent {
+            Some((encoder, recording)) => {
+                recording.begin(op);
+                let Recording { pass, params, .. } = recording;
+                record(pass.get_or_insert_with(|| begin_pass(encoder)), params)
+            }
+            None => {
+                let mut recording = self.device.recording();
+                recording.begin(op);
+                let Recording { pass, params, encoder, .. } = &mut *recording;
+                let pass =
+                    pass.get_or_insert_with(|| begin_pass(encoder.get_or_insert_with(|| self.device.create_encoder())));
+                record(pass, params)
+            }
+        }
+    }
+
+    /// The first operation that can have failed: of those that are not known to have run, the one recorded first.
+    pub(crate) fn first_op(&self) -> &'static str {
         let first = |recording: &Recording| recording.submitted.or(recording.first_op).unwrap_or("unknown");
         match &self.lent {
             Some((_, recording)) => first(recording),
@@ -93,17 +136,26 @@ impl<'q> WgpuQueue<'q> {
         }
     }
 
+    /// All submissions up to this one have run.
+    fn ran(&self, submissions: u64) {
+        let mut recording = self.device.recording();
+        if recording.submissions == submissions {
+            recording.submitted = None;
+        }
+    }
+
     fn flush(&mut self, op: &'static str) -> Result<()> {
         if let Some((_, recording)) = &mut self.lent {
-            recording.params.drain(..).for_each(ParamSlab::seal);
+            recording.seal();
             return Ok(());
         }
         // The lock is kept while submitting, so that nothing that is recorded meanwhile runs first.
         let mut recording = self.device.recording();
-        recording.params.drain(..).for_each(ParamSlab::seal);
+        recording.seal();
         let first_op = recording.first_op.take().unwrap_or(op);
         let Some(encoder) = recording.encoder.take() else { return Ok(()) };
-        recording.submitted = Some(first_op);
+        let first_op = *recording.submitted.get_or_insert(first_op);
+        recording.submissions += 1;
         let (_, error) = catch(self.device.device(), || self.device.wgpu_queue().submit([encoder.finish()]));
         drop(recording);
         match error {
@@ -113,7 +165,7 @@ impl<'q> WgpuQueue<'q> {
     }
 
     pub(crate) fn driver_error(&self, op: &'static str, first_op: &'static str, error: wgpu::Error) -> Error {
-        if let Err(lost) = self.device.lost().check(op, self.id(), first_op) {
+        if let Err(lost) = self.device.lost().check(op, self.id(), || self.first_op()) {
             return lost;
         }
         backend(op, format!("{error} (first operation that can have failed: {first_op})"))
@@ -126,6 +178,7 @@ impl<'q> WgpuQueue<'q> {
             return Err(unsupported(op, reason));
         }
         self.flush(op)?;
+        let submissions = self.device.recording().submissions;
         let (poll, error) = catch(self.device.device(), || {
             self.device.device().poll(wgpu::PollType::Wait { submission_index: None, timeout: None })
         });
@@ -133,12 +186,14 @@ impl<'q> WgpuQueue<'q> {
         if let Some(error) = error {
             return Err(self.driver_error(op, self.first_op(), error));
         }
-        poll.map(drop).map_err(|error| backend(op, error))
+        poll.map_err(|error| backend(op, error))?;
+        self.ran(submissions);
+        Ok(())
     }
 
     /// Failures that are known.
     fn report(&self, op: &'static str) -> Result<()> {
-        self.device.lost().check(op, self.id(), self.first_op())?;
+        self.device.lost().check(op, self.id(), || self.first_op())?;
         match self.device.take_deferred() {
             Some(error) => Err(error),
             None => Ok(()),
@@ -152,7 +207,7 @@ impl<'q> WgpuQueue<'q> {
         usage: wgpu::BufferUsages,
         mapped_at_creation: bool,
     ) -> Result<wgpu::Buffer> {
-        self.device.lost().check(op, self.id(), self.first_op())?;
+        self.device.lost().check(op, self.id(), || self.first_op())?;
         let memory = || Error::OutOfMemory { op, device: self.id().erase(), bytes: size as usize };
         if size > self.device.max_buffer() {
             return Err(memory());
@@ -172,7 +227,7 @@ impl<'q> WgpuQueue<'q> {
     }
 
     /// Records the kernel that moves bytes of any alignment, or fills them.
-    fn copy_bytes(
+    pub(crate) fn copy_bytes(
         &mut self,
         op: &'static str,
         from: Option<&WgpuRegion<'_>>,
@@ -185,14 +240,14 @@ impl<'q> WgpuQueue<'q> {
         while done < to.len {
             let len = most.min(to.len - done);
             let part = |region: &WgpuRegion<'_>| region.start + done..region.start + done + len;
-            let out = Bound::new(&device, op, "dst", &WgpuRegion::new(to.buffer, part(to)))?;
+            let out = Bound::new(&device, op, "dst", &to.elsewhere(part(to)))?;
             let src = match from {
-                Some(from) => Bound::new(&device, op, "src", &WgpuRegion::new(from.buffer, part(from)))?,
+                Some(from) => Bound::new(&device, op, "src", &from.elsewhere(part(from)))?,
                 None => out,
             };
             let words = (u64::from(out.base % 4) + len).div_ceil(4);
             let params = vec![src.base, out.base, len as u32, words as u32, u32::from(byte) * 0x0101_0101];
-            let constants = Constants::default().flag("FILL", from.is_none()).done();
+            let constants = Constants::default().flag("FILL", from.is_none());
             let groups = words.div_ceil(256);
             self.record(op, &[Dispatch { kernel: &COPY_BYTES, constants, buffers: vec![src, out], params, groups }])?;
             done += len;
@@ -214,7 +269,7 @@ impl<'q> WgpuQueue<'q> {
             self.copy_bytes(op, Some(src), &WgpuRegion::new(&between, to), 0)?;
             (from, start) = (between, 0);
         }
-        self.with(op, |encoder, _| encoder.copy_buffer_to_buffer(&from, start, &stage, 0, size));
+        self.with_encoder(op, |encoder| encoder.copy_buffer_to_buffer(&from, start, &stage, 0, size));
         self.flush(op)?;
         let (send, receive) = mpsc::channel();
         let ((), error) = catch(self.device.device(), || {
@@ -255,7 +310,7 @@ unsafe impl CommandQueue for WgpuQueue<'_> {
         // Saturates for lengths that no device has.
         let size = (bytes as u64).saturating_add(15).max(16) & !15;
         let buffer = self.create_buffer("alloc_zeroed", size, WgpuBuffer::USAGE, false)?;
-        Ok(WgpuBuffer::new(buffer, bytes, self.id()))
+        Ok(WgpuBuffer::new(buffer, bytes, self.id(), self.device.bind_groups().clone()))
     }
 
     unsafe fn upload(&mut self, src: &[u8], dst: WgpuRegionMut<'_>) -> Result<()> {
@@ -270,7 +325,7 @@ unsafe impl CommandQueue for WgpuQueue<'_> {
             drop(view);
             stage.unmap();
             if Self::copyable(&to, wgpu::BufferUsages::COPY_DST) {
-                self.with(op, |encoder, _| encoder.copy_buffer_to_buffer(&stage, 0, to.buffer, to.start, to.len));
+                self.with_encoder(op, |encoder| encoder.copy_buffer_to_buffer(&stage, 0, to.buffer, to.start, to.len));
             } else {
                 self.copy_bytes(op, Some(&WgpuRegion::new(&stage, 0..to.len)), &to, 0)?;
             }
@@ -295,19 +350,23 @@ unsafe impl CommandQueue for WgpuQueue<'_> {
     unsafe fn fill(&mut self, dst: WgpuRegionMut<'_>, byte: u8) -> Result<()> {
         let dst = dst.0;
         if byte == 0 && Self::copyable(&dst, wgpu::BufferUsages::COPY_DST) {
-            self.with("fill", |encoder, _| encoder.clear_buffer(dst.buffer, dst.start, Some(dst.len)));
+            self.with_encoder("fill", |encoder| encoder.clear_buffer(dst.buffer, dst.start, Some(dst.len)));
             return Ok(());
         }
         self.copy_bytes("fill", None, &dst, byte)
     }
 
     fn check(&mut self) -> Result<()> {
+        let submissions = self.device.recording().submissions;
         let (polled, error) = catch(self.device.device(), || self.device.device().poll(wgpu::PollType::Poll));
         self.report("check")?;
         if let Some(error) = error {
             return Err(self.driver_error("check", self.first_op(), error));
         }
-        polled.map(drop).map_err(|error| backend("check", error))
+        if polled.map_err(|error| backend("check", error))?.is_queue_empty() {
+            self.ran(submissions);
+        }
+        Ok(())
     }
 
     fn synchronize(&mut self) -> Result<()> {

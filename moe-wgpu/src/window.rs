@@ -4,7 +4,7 @@ use crate::buffer::WgpuRegion;
 use crate::error::unsupported;
 use crate::{Wgpu, WgpuDevice};
 use moe_core::raw::{PlanRef, RawRows, RawRowsMut};
-use moe_core::{DType, Result};
+use moe_core::{Buffer, DType, Result};
 use std::ops::Range;
 
 /// A region as a kernel sees it: the binding around it, and where in the binding it begins.
@@ -15,6 +15,8 @@ pub(crate) struct Bound<'a> {
     pub(crate) size: u64,
     /// Bytes from the start of the binding to the region.
     pub(crate) base: u32,
+    /// Of a buffer of this library's own.
+    pub(crate) owned: bool,
 }
 
 impl<'a> Bound<'a> {
@@ -27,13 +29,18 @@ impl<'a> Bound<'a> {
             let reason = format!("{arg} takes {size} bytes, max_storage_buffer_binding_size is {limit}");
             return Err(unsupported(op, reason));
         }
-        Ok(Self { buffer: region.buffer, offset, size, base: (region.start - offset) as u32 })
+        Ok(Self { buffer: region.buffer, offset, size, base: (region.start - offset) as u32, owned: region.owned })
+    }
+
+    pub(crate) fn binding(&self) -> wgpu::BufferBinding<'a> {
+        let Self { buffer, offset, size, .. } = *self;
+        wgpu::BufferBinding { buffer, offset, size: wgpu::BufferSize::new(size) }
     }
 
     /// The arrays of a plan.
     pub(crate) fn plan(device: &WgpuDevice, op: &'static str, plan: PlanRef<'a, Wgpu>) -> Result<Self> {
         let bytes = 0..plan.arrays.byte_len as u64;
-        Self::new(device, op, "the plan", &WgpuRegion::new(plan.buffer.wgpu_buffer(), bytes))
+        Self::new(device, op, "the plan", &plan.buffer.region().elsewhere(bytes))
     }
 
     /// A region that may be missing; then anything may stand in its place, as it is not read.
@@ -122,7 +129,7 @@ impl<'a> Matrix<'a> {
         let stride = if count > 1 { self.stride } else { self.row_bytes };
         let span = (count - 1) * stride + self.row_bytes;
         let start = self.region.start + rows.start as u64 * self.stride;
-        let bound = Bound::new(device, op, arg, &WgpuRegion::new(self.region.buffer, start..start + span))?;
+        let bound = Bound::new(device, op, arg, &self.region.elsewhere(start..start + span))?;
         Ok(Window { bound, first: rows.start as u32, count: count as u32, stride: stride as u32, span })
     }
 

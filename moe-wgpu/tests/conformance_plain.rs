@@ -1,4 +1,5 @@
-//! The groups that compute, with every optional feature of the adapter switched off.
+//! The groups that plan and compute, with every optional feature of the adapter switched off: no native f16, no
+//! subgroups, no immediate data.
 
 mod common;
 #[path = "common/suite.rs"]
@@ -8,6 +9,7 @@ use moe_wgpu::WgpuOptions;
 
 #[test]
 fn conformance_suite_passes_without_optional_features() {
-    let options = WgpuOptions { native_f16: false, ..WgpuOptions::default() };
-    suite::run(options, &["combine", "gather", "bug_08", "bug_20", "bug_24"], &[], 1 << 17);
+    let groups =
+        ["plan_arrays", "capacity", "copies", "mask", "combine", "gather", "bug_08", "bug_12", "bug_20", "bug_24"];
+    suite::run(WgpuOptions::PLAIN, &groups, &[], 1 << 16);
 }

@@ -4,7 +4,7 @@ fn row_in_window(row: u32) -> u32 {
 }
 
 fn base_of(row: u32) -> u32 {
-    return p.base.x;
+    return p.base_0;
 }
 
 fn load_at(row: u32, at: u32) -> Unit {

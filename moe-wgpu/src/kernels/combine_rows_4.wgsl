@@ -9,10 +9,10 @@ fn row_in_window(row: u32) -> u32 {
 
 fn base_of(row: u32) -> u32 {
     switch (row / p.window) {
-        case 0u: { return p.base.x; }
-        case 1u: { return p.base.y; }
-        case 2u: { return p.base.z; }
-        default: { return p.base.w; }
+        case 0u: { return p.base_0; }
+        case 1u: { return p.base_1; }
+        case 2u: { return p.base_2; }
+        default: { return p.base_3; }
     }
 }
 

@@ -40,7 +40,6 @@ fn add(sum: Sum, f: f32, u: vec4<u32>) -> Sum {
 
 fn start(t: u32, c: u32) -> Sum {
     var s = Sum(vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
-    if (!RESIDUAL) { return s; }
     let at = p.residual_base + t * p.residual_stride + c * OUT_UNITS;
     let u = residual[at];
     if (SIZE_OF_OUT == 4u) {
@@ -59,6 +58,11 @@ fn start(t: u32, c: u32) -> Sum {
             s.d = widen(OUT, pairs(v.zw));
         }
     }
+    let scale = vec4(p.residual_scale);
+    s.a *= scale;
+    s.b *= scale;
+    s.c *= scale;
+    s.d *= scale;
     return s;
 }
 
@@ -83,31 +87,47 @@ fn finish(t: u32, c: u32, s: Sum) {
     }
 }
 
-@compute @workgroup_size(256)
-fn moe_combine_vec(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>) {
-    let i = id.x + id.y * groups.x * 256u;
-    let t = i / p.row_len;
-    let c = i % p.row_len;
+@compute @workgroup_size(THREADS)
+fn moe_combine_vec(
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(num_workgroups) groups: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let i = (group.x + group.y * groups.x) * THREADS + thread;
+    let t = i / p.cols;
+    let c = i % p.cols;
     if (t >= p.token_count) { return; }
-    let h = c * GROUPS * 4u;
-    var sum = start(t, c);
-    for (var k = 0u; k < p.top_k; k += 4u) {
-        let r0 = row_of(t, k);
-        let r1 = row_of(t, k + 1u);
-        let r2 = row_of(t, k + 2u);
-        let r3 = row_of(t, k + 3u);
-        var u0 = vec4(0u);
-        var u1 = vec4(0u);
-        var u2 = vec4(0u);
-        var u3 = vec4(0u);
-        if (r0 != NOT_PLACED) { u0 = load(r0, c); }
-        if (r1 != NOT_PLACED) { u1 = load(r1, c); }
-        if (r2 != NOT_PLACED) { u2 = load(r2, c); }
-        if (r3 != NOT_PLACED) { u3 = load(r3, c); }
-        if (r0 != NOT_PLACED) { sum = add(sum, factor(t, k, r0, h), u0); }
-        if (r1 != NOT_PLACED) { sum = add(sum, factor(t, k + 1u, r1, h), u1); }
-        if (r2 != NOT_PLACED) { sum = add(sum, factor(t, k + 2u, r2, h), u2); }
-        if (r3 != NOT_PLACED) { sum = add(sum, factor(t, k + 3u, r3, h), u3); }
+    //@ for U in 0..UNITS
+    let c_U = c + Uu * p.cols;
+    let in_U = UNITS == 1u || c_U < p.row_len;
+    var sum_U = Sum(vec4(0.0), vec4(0.0), vec4(0.0), vec4(0.0));
+    if (RESIDUAL && in_U) { sum_U = start(t, c_U); }
+    //@ end
+    for (var k = 0u; k < p.top_k; k += ROUTES) {
+        //@ for K in 0..ROUTES
+        let row_K = row_of(t, k + Ku);
+        //@ end
+        //@ for K in 0..ROUTES
+        var weight_K = 0.0;
+        //@ for U in 0..UNITS
+        var unit_K_U = vec4(0u);
+        //@ end
+        if (row_K != NOT_PLACED) {
+            weight_K = weight_of(t, k + Ku);
+            //@ for U in 0..UNITS
+            if (in_U) { unit_K_U = load(row_K, c_U); }
+            //@ end
+        }
+        //@ end
+        //@ for K in 0..ROUTES
+        if (row_K != NOT_PLACED) {
+            //@ for U in 0..UNITS
+            if (in_U) { sum_U = add(sum_U, factor(weight_K, row_K, c_U * GROUPS * 4u), unit_K_U); }
+            //@ end
+        }
+        //@ end
     }
-    finish(t, c, sum);
+    //@ for U in 0..UNITS
+    if (in_U) { finish(t, c_U, sum_U); }
+    //@ end
 }

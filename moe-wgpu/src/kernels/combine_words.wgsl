@@ -7,11 +7,11 @@ fn combined(t: u32, h: u32) -> u32 {
     var sum = 0.0;
     if (RESIDUAL) {
         let at = p.residual_base + t * p.residual_stride + h * SIZE_OF_OUT;
-        sum = widen1(OUT, extract(residual[at >> 2u], at, SIZE_OF_OUT));
+        sum = p.residual_scale * widen1(OUT, extract(residual[at >> 2u], at, SIZE_OF_OUT));
     }
     for (var k = 0u; k < p.top_k; k++) {
         let row = row_of(t, k);
-        if (row != NOT_PLACED) { sum = fma(factor(t, k, row, h), widen1(ROWS, element(row, h)), sum); }
+        if (row != NOT_PLACED) { sum = fma(factor(weight_of(t, k), row, h), widen1(ROWS, element(row, h)), sum); }
     }
     return narrow1(OUT, sum);
 }

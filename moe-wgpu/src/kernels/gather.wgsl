@@ -4,12 +4,14 @@
 // -1 marks a route that is not placed, or a padding row. Both variants run once for each pair of a window of rows and a
 // window of out, where a binding does not hold all; `row_first` and `token_first` say where the windows begin.
 //
-// moe_gather_tokens: a thread owns 16 bytes of a token and stores them once for each of its routes, so that each row is
-//   read once. Bases, strides and row lengths are multiples of 16 bytes. Padding rows are left to moe_zero_rows.
+// moe_gather_tokens: a thread owns UNITS times 16 bytes of a token, `cols` units apart, and stores them once for each of its
+//   routes, so that each row is read once. The slots of ROUTES routes are read before the first store, because a store ends
+//   what the compiler may move. Bases, strides and row lengths are multiples of 16 bytes. Padding rows are left to
+//   moe_zero_rows.
 // moe_gather_words: a thread owns a 32-bit word of out and asks of each element in it whose it is, so that any length
 //   and any base of any type is right. Bytes of the word that belong to no row keep their value.
 //
-// Constants: WEIGHTED, WEIGHTS (dtype), ELEMENT (dtype), SIZE (bytes of an element, at most 4).
+// Constants: WEIGHTED, WEIGHTS (dtype), ELEMENT (dtype), SIZE (bytes of an element, at most 4), THREADS, UNITS, ROUTES.
 
 struct Params {
     slot: u32,         // word of the plan where the array begins
@@ -26,6 +28,7 @@ struct Params {
     out_base: u32,
     out_stride: u32,
     row_len: u32,
+    cols: u32,         // moe_gather_tokens: threads of a token, ceil(row_len / UNITS)
     weights_base: u32, // bytes
     words: u32,        // moe_gather_words: words of out that hold the window
     padding: u32,      // moe_gather_words: 1 in the one pass that also writes padding rows
@@ -41,3 +44,5 @@ fn weight(route: u32) -> f32 {
     let at = p.weights_base + route * SIZE_OF_WEIGHT;
     return widen1(WEIGHTS, extract(weights[at >> 2u], at, SIZE_OF_WEIGHT));
 }
+
+const NOT_PLACED: u32 = 0xffffffffu;

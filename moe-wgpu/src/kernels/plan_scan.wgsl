@@ -1,20 +1,4 @@
-// Not assumed to be zero: each element is written before it is read.
-var<workgroup> sums: array<u32, 256>;
-
-// The sum of `value` over the threads up to and including this one.
-fn scan(thread: u32, value: u32) -> u32 {
-    workgroupBarrier();
-    sums[thread] = value;
-    for (var step = 1u; step < 256u; step <<= 1u) {
-        workgroupBarrier();
-        var before = 0u;
-        if (thread >= step) { before = sums[thread - step]; }
-        workgroupBarrier();
-        sums[thread] += before;
-    }
-    workgroupBarrier();
-    return sums[thread];
-}
+alias Scratch = atomic<u32>;
 
 fn load_count(chunk: u32, e: u32) -> u32 {
     if (chunk >= p.chunks) { return 0u; }
@@ -26,11 +10,12 @@ fn store_count(chunk: u32, e: u32, count: u32) {
 }
 
 // One workgroup. A thread takes an expert: its column of the histogram, then its place among the experts.
-@compute @workgroup_size(256)
-fn moe_plan_scan(@builtin(local_invocation_index) thread: u32) {
-    var begin = 0u; // rows of the experts before this block of 256
+@compute @workgroup_size(THREADS)
+fn moe_plan_scan(invocation: Invocation) {
+    let thread = begin_threads(invocation);
+    var begin = 0u; // rows of the experts before this block of THREADS
     var over = 0u;  // this thread's routes over capacity
-    for (var block = 0u; block < p.local_experts; block += 256u) {
+    for (var block = 0u; block < p.local_experts; block += THREADS) {
         let e = block + thread;
         var total = 0u;
         if (e < p.local_experts) {
@@ -49,29 +34,27 @@ fn moe_plan_scan(@builtin(local_invocation_index) thread: u32) {
         }
         let count = min(total, p.capacity);
         over += total - count;
-        var rows = count;
-        if (p.spacing == 1u) { rows = (count + p.unit - 1u) / p.unit * p.unit; }
-        if (p.spacing == 2u) { rows = select(0u, p.unit, e < p.local_experts); }
-        let end = begin + scan(thread, rows);
+        let rows = select(0u, spaced(count), e < p.local_experts);
+        let place = scan(thread, rows);
+        let end = begin + place.through;
         if (e < p.local_experts) {
             plan[p.counts + e] = count;
             plan[p.offsets + e] = end - rows;
             if (e == p.local_experts - 1u) { plan[p.offsets + e + 1u] = end; }
         }
-        workgroupBarrier();
-        begin += sums[255];
+        begin += place.all;
     }
 
     var dropped = vec3(0u);
-    for (var chunk = thread; chunk < p.chunks; chunk += 256u) {
-        let at = p.scratch_base + p.counters + chunk * 3u;
+    for (var chunk = thread; chunk < p.chunks; chunk += THREADS) {
+        let at = p.scratch_base + p.drops + chunk * 3u;
         dropped += vec3(atomicLoad(&scratch[at]), atomicLoad(&scratch[at + 1u]), atomicLoad(&scratch[at + 2u]));
     }
-    let masked = scan(thread, dropped.x);
-    let invalid = scan(thread, dropped.y);
-    let non_local = scan(thread, dropped.z);
-    let over_capacity = scan(thread, over);
-    if (thread == 255u) {
+    let masked = scan(thread, dropped.x).all;
+    let invalid = scan(thread, dropped.y).all;
+    let non_local = scan(thread, dropped.z).all;
+    let over_capacity = scan(thread, over).all;
+    if (thread == 0u) {
         plan[p.status] = masked;
         plan[p.status + 1u] = invalid;
         plan[p.status + 2u] = non_local;

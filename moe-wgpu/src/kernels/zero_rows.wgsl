@@ -1,10 +1,11 @@
-// moe_zero_rows: zeroes rows of out [R, H]: the padding rows below the last expert offset (source -1), or with TAIL
-// those from the last expert offset on. Other rows, and bytes between rows, keep their values.
+// moe_zero_rows: zeroes rows of out [R, H]: by zero_rows_plan.wgsl the padding rows below the last expert offset
+// (source -1), or with TAIL those from the last expert offset on; by zero_rows_all.wgsl all. Other rows, and bytes between
+// rows, keep their values.
 //
 // moe_zero_rows_vec: a workgroup takes a row; bases, strides and lengths are multiples of 16 bytes.
 // moe_zero_rows_words: a thread owns a 32-bit word of out and writes those of its bytes that belong to such a row.
 //
-// Constants: TAIL, VEC.
+// Constants: TAIL, Unit.
 
 struct Params {
     source: u32,     // word of the plan where the array begins
@@ -18,12 +19,5 @@ struct Params {
     words: u32,      // moe_zero_rows_words: words of out that hold the window
 }
 
-@group(0) @binding(0) var<storage, read> plan: array<u32>;
-@group(0) @binding(1) var<storage, read_write> out: array<Unit>;
-@group(0) @binding(2) var<uniform> p: Params;
-
-fn zeroed(row: u32) -> bool {
-    let used = plan[p.used];
-    if (TAIL) { return row >= used; }
-    return row < used && plan[p.source + row] >= p.routes;
-}
+@group(0) @binding(0) var<storage, read_write> out: array<Unit>;
+@group(0) @binding(1) var<uniform> p: Params;

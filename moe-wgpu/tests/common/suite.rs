@@ -3,26 +3,13 @@
 use moe_core::conformance::{GROUPS, Options, Tolerance, run_group};
 use moe_wgpu::{Wgpu, WgpuOptions};
 
-/// Groups of operations that have no kernels yet.
-const NO_KERNELS: &[&str] = &[
-    "mask_maps",
-    "mask_maps_drop_by_probability",
-    "chunk_sorts",
-    "block_tables",
-    "split_sizes_by_rank",
-    "combine_onto_scaled_residuals",
-    "gradients_of_routes",
-];
-
 /// Runs the groups that `wanted` names a part of, all if it is empty. The groups share one adapter, so they run one
 /// after the other, and all of them run before this fails.
 pub(crate) fn run(device: WgpuOptions, wanted: &[&str], skips: &[(&'static str, &'static str)], most: usize) {
     let Some(spec) = super::common::spec() else { return };
     device.set_default();
     let options = Options { tolerance: Tolerance::Ulp, max_elements: Some(most), ..Options::from_env() };
-    let mut skips = skips.to_vec();
-    skips.extend(NO_KERNELS.iter().map(|group| (*group, "the backend has no kernels for it yet")));
-    let options = Options { skips, ..options };
+    let options = Options { skips: skips.to_vec(), ..options };
     let (mut failed, mut cases) = (Vec::new(), 0);
     for group in GROUPS.iter().filter(|group| wanted.is_empty() || wanted.iter().any(|part| group.contains(part))) {
         let begin = std::time::Instant::now();

@@ -1,0 +1,3 @@
+fn zeroed(row: u32) -> bool {
+    return true;
+}
