@@ -104,7 +104,7 @@ struct MoeMaskParams {
     u64 valid_tokens;      // i32 [1] or 0
     u64 ids;               // i32 [tokens, max_routes]
     u64 probs_out;         // [tokens, max_routes], elements of prob_bytes, or 0 where probs is
-    u64 over_max_routes;   // u32 [1], zero before
+    u64 over_max_routes;   // u32 [1], zero before where max_routes is less than experts
     u64 mask_stride;       // bytes
     u64 probs_stride;      // bytes
     u32 tokens;

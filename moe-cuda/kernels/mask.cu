@@ -66,9 +66,11 @@ template <typename T> MOE_DEV void moe_expand_token(const MoeMaskParams &p, u32 
 }
 
 // ids[t, k] = the k-th set expert of token t, ascending; -1, with probability +0, where there is
-// none. over_max_routes, zero before, gets the set experts past the K-th of their token.
+// none. over_max_routes gets the set experts past the K-th of their token; it is zero before, unless
+// there is room for all, where it becomes zero.
 extern "C" __global__ void __launch_bounds__(32 * MOE_MASK_WARPS) moe_expand_mask(MoeMaskParams p) {
     u32 lane = threadIdx.x & 31, over = 0;
+    if (p.max_routes >= p.experts && blockIdx.x == 0 && threadIdx.x == 0) *(u32 *)p.over_max_routes = 0;
     for (u64 t = (u64)blockIdx.x * MOE_MASK_WARPS + (threadIdx.x >> 5); t < p.tokens;
          t += (u64)gridDim.x * MOE_MASK_WARPS) {
         if (p.mask_bytes == 1) moe_expand_token<u8>(p, (u32)t, lane, &over);

@@ -27,8 +27,10 @@ pub(crate) unsafe fn expand_mask(queue: &CudaQueue, mut args: MaskArgs<'_, Cuda>
     let mut launch = Launch::new(queue, "expand_mask")?;
     let (mask_size, mask) = (args.mask.dtype.size(), &args.mask);
     let over_max_routes = launch.write(&mut args.over_max_routes.region)?;
-    // SAFETY: the counter is a u32.
-    unsafe { launch.zero(over_max_routes, 4) }?;
+    if mask.rows == 0 || args.max_routes < mask.cols {
+        // SAFETY: the counter is a u32.
+        unsafe { launch.zero(over_max_routes, 4) }?;
+    }
     if mask.rows == 0 {
         return Ok(());
     }
@@ -52,7 +54,7 @@ pub(crate) unsafe fn expand_mask(queue: &CudaQueue, mut args: MaskArgs<'_, Cuda>
     }
     let grid = warp_grid(WARPS_BLOCK, mask.rows, launch.multiprocessors());
     // SAFETY: the kernel takes `MaskParams`; addresses are from this launch; shapes and strides are those that moe-core
-    // checked, and the counter was zeroed.
+    // checked, and the counter was zeroed if the kernel adds to it.
     unsafe { launch.launch(Kernel::ExpandMask, shape(grid, WARPS_BLOCK), params) }
 }
 
