@@ -53,8 +53,11 @@ function chart(parent, { series, unit, height, one, label }) {
   const px = x => x1 > x0 ? left + 8 + (Math.log(x) - x0) / (x1 - x0) * (W - left - right - 16) : (left + W - right) / 2;
   const py = y => H - bottom - Math.log(y / low) / Math.log(high / low) * (H - top - bottom);
 
+  let below = H;
   for (const tick of logTicks(low, high)) {
     node("line", { class: "grid-line", x1: left, x2: W - right, y1: py(tick), y2: py(tick) }, svg);
+    if (below - py(tick) < 11) continue; // its label would touch the one below
+    below = py(tick);
     node("text", { x: left - 5, y: py(tick) + 4, "text-anchor": "end" }, svg).textContent = tickLabel(tick, unit);
   }
   node("line", { class: "axis", x1: left, x2: W - right, y1: H - bottom, y2: H - bottom }, svg);

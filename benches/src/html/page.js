@@ -1,15 +1,24 @@
-// The page: filters, legend, a card for each operation and model, and the table.
+// The page: filters, legend, what it comes to, a card for each operation and model, and the table.
 const data = JSON.parse(document.getElementById("data").textContent);
-const OPS = {
+// In the order in which they are shown; operations without a line here follow under their names.
+const ABOUT = {
   plan: "expert ids to maps, offsets and counts",
   gather: "rows by expert, with a plan that is there",
   permute: "plan and gather in one call",
   combine: "rows brought home, weighted and summed",
   combine_grad: "gradients of combine, for rows and weights",
+  gather_weighted: "gather with the weight on the input",
+  combine_residual: "combine onto a residual",
+  zero_tail: "zeros in the rows past the last offset",
 };
 const deviceOf = r => `${r.device.split(":")[0]}: ${r.device_name}`;
-const FIELDS = { device: deviceOf, dtype: r => r.dtype, routing: r => r.routing, cache: r => r.cache };
+const FIELDS = {
+  device: deviceOf, operation: r => r.op, model: r => r.model, dtype: r => r.dtype, routing: r => r.routing,
+  cache: r => r.cache,
+};
+const ALL_TOO = ["device", "operation", "model"];
 const unique = list => [...new Set(list)];
+const OPS = unique([...Object.keys(ABOUT), ...data.records.map(r => r.op)]);
 const element = (name, text, parent) => {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text;
@@ -17,11 +26,17 @@ const element = (name, text, parent) => {
   return made;
 };
 
-const classes = unique(data.records.map(r => r.device.split(":")[0]));
-const copyName = r => classes.length > 1 ? `copy (${r.device.split(":")[0]})` : "copy";
-const contenders = unique([...data.records].sort((a, b) => (a.kind > b.kind) - (a.kind < b.kind)).map(r => r.contender));
+const classOf = r => r.device.split(":")[0];
+const classes = unique(data.records.map(classOf));
+const copyName = r => classes.length > 1 ? `copy (${classOf(r)})` : "copy";
+// A peer that ran on several devices is a line on each.
+const on = new Map(data.records.map(r => [r.contender, new Set()]));
+for (const r of data.records) on.get(r.contender).add(classOf(r));
+const nameOf = r => on.get(r.contender).size > 1 ? `${r.contender} (${classOf(r)})` : r.contender;
+const byKind = [...data.records].sort((a, b) => (a.kind > b.kind) - (a.kind < b.kind));
+const contenders = unique(byKind.map(nameOf));
 const names = contenders.concat(unique(data.records.filter(r => Object.keys(r.copies).length).map(copyName)));
-const kindOf = name => data.records.find(r => r.contender === name)?.kind;
+const kindOf = name => data.records.find(r => nameOf(r) === name)?.kind;
 const styleOf = name => {
   const at = contenders.indexOf(name);
   if (at < 0) return { color: "var(--copy)", dash: "5 4" };
@@ -35,13 +50,18 @@ function filters() {
   const box = document.getElementById("filters");
   for (const [field, get] of Object.entries(FIELDS)) {
     const values = unique(data.records.map(get));
-    const several = field === "device" && values.length > 1;
-    chosen[field] = several ? "" : values[0];
+    const several = ALL_TOO.includes(field) && values.length > 1;
+    const count = value => data.records.filter(r => r.kind === "ours" && get(r) === value).length;
+    // One device at first: the one that has the most to show.
+    const most = values.reduce((a, b) => count(b) > count(a) ? b : a);
+    chosen[field] = several && field !== "device" ? "" : field === "device" ? most : values[0];
     if (values.length < 2) continue;
     const label = element("label", `${field} `, box);
     const select = element("select", undefined, label);
     if (several) element("option", "all", select).value = "";
-    for (const value of values) element("option", value, select).value = value;
+    for (const value of field === "operation" ? OPS.filter(op => values.includes(op)) : values)
+      element("option", value, select).value = value;
+    select.value = chosen[field];
     select.addEventListener("change", () => {
       chosen[field] = select.value;
       draw();
@@ -59,15 +79,17 @@ function swatch(name) {
   return svg;
 }
 
-function legend() {
+// Of what the filters leave.
+function legend(records) {
   const box = document.getElementById("legend");
-  for (const name of names) {
+  box.replaceChildren();
+  const shown = new Set(records.flatMap(r => Object.keys(r.copies).length ? [nameOf(r), copyName(r)] : [nameOf(r)]));
+  for (const name of names.filter(name => shown.has(name))) {
     const button = element("button", undefined, box);
     button.append(swatch(name), name);
-    button.setAttribute("aria-pressed", "true");
+    button.setAttribute("aria-pressed", String(!hidden.has(name)));
     button.addEventListener("click", () => {
       hidden.has(name) ? hidden.delete(name) : hidden.add(name);
-      button.setAttribute("aria-pressed", String(!hidden.has(name)));
       draw();
     });
   }
@@ -87,7 +109,7 @@ function lines(records, valueOf, withCopy) {
   const points = new Map(names.map(name => [name, new Map()]));
   for (const r of records) {
     const value = valueOf(r);
-    if (value !== null) points.get(r.contender).set(r.tokens, [r.tokens, value, r.way]);
+    if (value !== null) points.get(nameOf(r)).set(r.tokens, [r.tokens, value, r.way]);
     const copy = copyOf(r);
     if (withCopy && copy && (r.kind === "ours" || !points.get(copyName(r)).has(r.tokens)))
       points.get(copyName(r)).set(r.tokens, [r.tokens, copy[1], copy[0]]);
@@ -99,11 +121,11 @@ function lines(records, valueOf, withCopy) {
 function charts(records) {
   const main = document.getElementById("charts");
   main.replaceChildren();
-  for (const op of Object.keys(OPS)) {
+  for (const op of OPS) {
     const ofOp = records.filter(r => r.op === op);
     if (!ofOp.length) continue;
     const title = element("h2", `${op} `, main);
-    element("small", OPS[op], title);
+    element("small", ABOUT[op] || "", title);
     const grid = element("div", undefined, main);
     grid.className = "grid";
     for (const model of unique(ofOp.map(r => r.model))) {
@@ -114,39 +136,10 @@ function charts(records) {
       chart(card, { series: lines(ofModel, r => r.us, true), unit: "µs", height: 250, label: "time over tokens" });
       const ratio = lines(ofModel, r => copyOf(r) ? r.us / copyOf(r)[1] : null, false);
       if (op !== "plan" && ratio.some(s => s.points.length))
-        chart(card, { series: ratio, unit: "×", height: 150, one: !hidden.has("copy"), label: "time over copy" });
+        chart(card, { series: ratio, unit: "×", height: 150, one: true, label: "time over copy" });
     }
   }
   if (!records.length) element("p", "Nothing was measured with these settings.", main).className = "none";
-}
-
-function table(records) {
-  const box = document.getElementById("table");
-  box.replaceChildren();
-  const head = box.createTHead().insertRow();
-  for (const title of ["operation", "model", "T", "contender", "time", "fastest", "samples", "copy", "ratio", "GB/s", "over best peer"])
-    element("th", title, head);
-  const body = box.createTBody();
-  let before = "";
-  const order = r => [Object.keys(OPS).indexOf(r.op), r.model, r.tokens, r.kind, r.contender];
-  const compare = (a, b) => {
-    const [x, y] = [order(a), order(b)];
-    const at = x.findIndex((v, i) => v !== y[i]);
-    return at < 0 ? 0 : x[at] < y[at] ? -1 : 1;
-  };
-  for (const r of [...records].sort(compare)) {
-    const row = body.insertRow();
-    const group = `${r.op}|${r.model}`;
-    if (group !== before) row.className = "first";
-    before = group;
-    const copy = copyOf(r);
-    const peers = records.filter(p => p.kind === "peer" && deviceOf(p) === deviceOf(r) && p.model === r.model
-      && p.op === r.op && p.tokens === r.tokens).map(p => p.us);
-    const cells = [r.op, r.model, r.tokens, r.way ? `${r.contender} (${r.way})` : r.contender, showTime(r.us),
-      showTime(r.us_min), r.samples, copy ? `${showTime(copy[1])} ${copy[0]}` : "–", copy ? showTimes(r.us / copy[1]) : "–",
-      (r.bytes / r.us / 1e3).toFixed(1), r.kind === "ours" && peers.length ? showTimes(Math.min(...peers) / r.us) : "–"];
-    for (const cell of cells) element("td", cell, row);
-  }
 }
 
 function runs() {
@@ -163,11 +156,12 @@ function runs() {
 
 function draw() {
   const records = current();
+  legend(records);
+  glance(records);
   charts(records);
   table(records);
 }
 
 runs();
 filters();
-legend();
 draw();
