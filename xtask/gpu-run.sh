@@ -71,8 +71,9 @@ for step in $steps; do
         ./moe-bench --data benches/data --backend cuda --commit "$(cat commit)" --out "$out" ${BENCH_ARGS:-} >"$log" 2>&1
         status=$?
         ;;
-    peers)
-        python3 benches/peers/peers.py --out "$out/peers.json" ${PEERS_ARGS:-} >"$log" 2>&1
+    peers) # VLLM_MOE_LIB, VLLM_C_LIB: vLLM's _moe_C_stable_libtorch.abi3.so and _C_stable_libtorch.abi3.so
+        python3 benches/peers/peers.py --out "$out/peers.json" ${VLLM_MOE_LIB:+--vllm "$VLLM_MOE_LIB"} \
+            ${VLLM_C_LIB:+--vllm-quant "$VLLM_C_LIB"} ${PEERS_ARGS:-} >"$log" 2>&1
         status=$?
         ;;
     sanitize)

@@ -6,7 +6,8 @@ replays by events, with the copy of the same bytes measured the same way in the 
 moe-bench (benches/README.md), for `moe-bench --merge FILE`.
 
     peers.py --out peers.json                                  PyTorch on the CPU, and on CUDA where there is a device
-    peers.py --device cuda --vllm _moe_C_stable_libtorch.abi3.so --out peers.json
+    peers.py --device cuda --vllm _moe_C_stable_libtorch.abi3.so --vllm-quant _C_stable_libtorch.abi3.so \\
+        --out peers.json
 """
 
 import argparse
@@ -20,16 +21,19 @@ import time
 
 import torch
 
+import extras
+
 MODELS = {"dsv3": (7168, 256, 8), "qwen3-30b": (2048, 128, 8), "mixtral": (4096, 8, 2)}
 TOKENS = [1, 8, 32, 128, 512, 1024, 4096, 16384]
-OPS = ["plan", "gather", "permute", "combine", "route", "route_grouped"]
+GRID = ["plan", "gather", "permute", "combine", "route", "route_grouped"]
+OPS = [*GRID, *extras.OPS]
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 CALLS, REPLAYS = 20, 15
 SCALE_BLOCK = 128
 COLD_TOKENS = 128
 FLUSH_BYTES = 128 << 20
 INDEX_BYTES = 4
-GROUPS, TOPK_GROUPS, SCALING = 8, 4, 2.5  # of the grouped router
+GROUPS, TOPK_GROUPS, SCALING = extras.GROUPS, extras.TOPK_GROUPS, extras.SCALING  # of the grouped router
 
 
 def arguments():
@@ -42,6 +46,7 @@ def arguments():
     parser.add_argument("--dtype", type=names([*DTYPES, "f8e4m3"]), default=["bf16"])
     parser.add_argument("--routing", type=names(["uniform", "all-to-one", "ep8"]), default=["uniform"])
     parser.add_argument("--vllm", metavar="LIB", help="vLLM's _moe_C_stable_libtorch.abi3.so")
+    parser.add_argument("--vllm-quant", metavar="LIB", help="vLLM's _C_stable_libtorch.abi3.so, of the same release")
     parser.add_argument("--cold", action="store_true", help="also with the L2 overwritten before each call, T <= 128")
     parser.add_argument("--quick", action="store_true", help="fewer samples on the CPU")
     parser.add_argument("--out", default="peers.json")
@@ -123,7 +128,7 @@ class Case:
 
 def torch_ways(case, op):
     """PyTorch's own operations; on the GPU with the counts that a grouped product needs."""
-    if case.dtype == "f8e4m3" or case.routing == "ep8" or (op == "route" and case.routing != "uniform"):
+    if case.dtype == "f8e4m3" or case.routing == "ep8" or (op.startswith("route") and case.routing != "uniform"):
         return {}
     cuda = case.device.type == "cuda"
 
@@ -150,6 +155,7 @@ def torch_ways(case, op):
         "gather": {"index_select": lambda: case.x.index_select(0, case.row_tokens)},
         "permute": {"argsort + index_select": permute},
         "combine": {"index-multiply-sum": multiply_sum},
+        "route_grouped": {"sigmoid, groups, topk": lambda: extras.grouped_topk(case)} if case.experts % GROUPS == 0 else {},
         "route": {"softmax + topk": lambda: torch.topk(torch.softmax(case.logits, -1, dtype=torch.float32), case.top_k)},
     }.get(op, {})
 
@@ -214,8 +220,8 @@ class Vllm:
         return {}
 
 
-def copy_of(case, op, buffers):
-    half = -(-case.bytes(op) // 2)
+def copy_of(case, size, buffers):
+    half = -(-size // 2)
     if buffers.get("len", 0) < half:
         buffers["from"] = torch.ones(half, dtype=torch.uint8, device=case.device)
         buffers["to"] = torch.ones(half, dtype=torch.uint8, device=case.device)
@@ -290,8 +296,9 @@ def free_memory(device):
         return next(int(l.split()[1]) * 1024 for l in info if l.startswith("MemAvailable"))
 
 
-def records_of(case, op, peers, samples, cache):
+def records_of(case, op, extra, samples, cache):
     """One record for each peer, in the fastest of its ways."""
+    peers = extra.peers
     copy = statistics.median(samples["copy"]) if "copy" in samples else None
     for peer, ways in peers.items():
         times = {way: samples[f"{peer}/{way}"] for way in ways}
@@ -302,16 +309,16 @@ def records_of(case, op, peers, samples, cache):
         record = {
             "run": 0, "contender": peer, "kind": "peer", "device": f"{case.device.type}:0",
             "device_name": torch.cuda.get_device_name() if case.device.type == "cuda" else cpu_name(),
-            "model": case.model, "op": op, "dtype": case.dtype, "routing": case.routing, "tokens": case.tokens,
+            "model": case.model, "op": op, "dtype": extra.dtype, "routing": case.routing, "tokens": case.tokens,
             "cache": cache, "us": statistics.median(best), "us_min": min(best), "samples": len(best),
-            "bytes": case.bytes(op), "copies": {"copy": copy} if copy else {}, "way": order[0],
+            "bytes": extra.bytes, "copies": {"copy": copy} if copy else {}, "way": order[0],
         }
         if len(order) > 1:
             record["other_ways"] = {way: statistics.median(times[way]) for way in order[1:]}
         yield record
 
 
-def measure(args, device, skipped):
+def measure(args, device, libraries, skipped):
     records = []
     for routing in args.routing:
         for dtype in args.dtype:
@@ -322,39 +329,68 @@ def measure(args, device, skipped):
                         skipped.append(f"{model} {dtype} {routing} T={tokens} on {device.type}: not enough memory")
                         continue
                     case.allocate()
-                    records += measure_case(args, case)
+                    records += measure_case(args, case, libraries, skipped)
                     del case
                     if device.type == "cuda":
                         torch.cuda.empty_cache()
     return records
 
 
-def measure_case(args, case):
+def grid(case, op, vllm):
+    """An operation of the grid, as the other families give theirs."""
+    peers = {"torch": torch_ways(case, op)}
+    if vllm:
+        peers["vllm"] = vllm.ways(op)
+    return extras.Extra(peers, case.bytes(op), case.dtype)
+
+
+def working(extra, what, skipped):
+    """The ways that run: a library can lack a kernel for this GPU or dtype."""
+    jobs = {}
+    for peer, ways in extra.peers.items():
+        for way in list(ways):
+            try:
+                ways[way]()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                jobs[f"{peer}/{way}"] = ways[way]
+            except (RuntimeError, AttributeError, NotImplementedError) as error:
+                del ways[way]
+                skipped.append(f"{what}: {peer} {way}: {str(error).splitlines()[0][:120]}")
+    return jobs
+
+
+def measure_case(args, case, libraries, skipped):
     cuda, buffers = case.device.type == "cuda", {}
-    vllm = Vllm(case) if cuda and args.vllm else None
+    libraries = libraries if cuda else {}
+    vllm = Vllm(case) if "moe" in libraries else None
     if vllm:
         vllm.permute()  # unpermute needs its slots
     for op in args.ops:
-        print(f"{case.device.type} {case.model} {case.dtype} {case.routing} T={case.tokens} {op}", file=sys.stderr)
-        peers = {"torch": torch_ways(case, op)}
-        if vllm:
-            peers["vllm"] = vllm.ways(op)
-        jobs = {f"{peer}/{way}": job for peer, ways in peers.items() for way, job in ways.items()}
+        what = f"{case.device.type} {case.model} {case.dtype} {case.routing} T={case.tokens} {op}"
+        print(what, file=sys.stderr)
+        extra = grid(case, op, vllm) if op in GRID else extras.make(case, op, libraries)
+        jobs = working(extra, what, skipped) if extra else {}
         if not jobs:
             continue
-        jobs["copy"] = copy_of(case, op, buffers)
-        yield from records_of(case, op, peers, time_cuda(jobs) if cuda else time_cpu(jobs, args.quick), "hot")
+        jobs["copy"] = copy_of(case, case.bytes("gather") if op == "permute" else extra.bytes, buffers)
+        yield from records_of(case, op, extra, time_cuda(jobs) if cuda else time_cpu(jobs, args.quick), "hot")
         if cuda and args.cold and case.tokens <= COLD_TOKENS:
-            yield from records_of(case, op, peers, time_cuda(jobs, cold=True), "cold")
+            yield from records_of(case, op, extra, time_cuda(jobs, cold=True), "cold")
 
 
 def main():
     args = arguments()
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     devices, skipped = {}, []
+    libraries = {}
     if args.vllm:
         torch.ops.load_library(args.vllm)
+        libraries["moe"] = torch.ops._moe_C
         versions["vllm library"] = os.path.basename(args.vllm)
+    if args.vllm_quant:
+        torch.ops.load_library(args.vllm_quant)
+        libraries["quant"] = torch.ops._C
     wanted = []
     if args.device in ("all", "cpu"):
         wanted.append(torch.device("cpu"))
@@ -363,7 +399,7 @@ def main():
         wanted.append(torch.device("cuda", 0))
         devices["cuda:0"] = {"name": torch.cuda.get_device_name(), "cuda": str(torch.version.cuda)}
     with torch.inference_mode():
-        records = [record for device in wanted for record in measure(args, device, skipped)]
+        records = [record for device in wanted for record in measure(args, device, libraries, skipped)]
     run = {
         "program": "peers.py", "args": sys.argv[1:],
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"), "commit": None,

@@ -5,8 +5,7 @@ use crate::report::Report;
 
 const PAGE: &str = include_str!("html/page.html");
 const STYLE: &str = include_str!("html/page.css");
-const SCRIPTS: [&str; 3] =
-    [include_str!("html/chart.js"), include_str!("html/table.js"), include_str!("html/page.js")];
+const SCRIPTS: [&str; 3] = [include_str!("html/chart.js"), include_str!("html/table.js"), include_str!("html/page.js")];
 
 /// The page.
 ///

@@ -279,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_run_measures_every_operation_beside_its_copies_and_the_peer() {
-        let report = run(&args("--quick --models mixtral --tokens 2 --backend cpu --dtype f32")).unwrap();
+        let report = run(&args("--quick --models mixtral --tokens 2 --backend cpu --dtype bf16")).unwrap();
         let ours: Vec<_> = report.records.iter().filter(|r| r.kind == Kind::Ours).collect();
         assert_eq!(
             ours.iter().map(|r| r.op.as_str()).collect::<Vec<_>>(),

@@ -1,7 +1,7 @@
 //! What was measured on GPUs is kept in `benches/results/NAME/`: a `STEP.txt` for each step of `xtask/gpu-run.sh`, facts
 //! first and then the raw log, and `bench.json`. These tests fail where a result does not belong to the kernels that are
-//! in the tree, unless it says so itself with a line `stale: REASON`, and where the README's figures are not those of the
-//! files. `MOE_BLESS=1` writes the README's figures anew.
+//! in the tree, unless it says so itself with a line `stale: REASON`, and where the figures of the README and of
+//! `benches/results/README.md` are not those of the files. `MOE_BLESS=1` writes both anew.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -29,7 +29,7 @@ fn outcomes() -> Vec<Outcome> {
     let mut all = Vec::new();
     for machine in fs::read_dir(root().join("benches/results")).unwrap() {
         let machine = machine.unwrap().path();
-        let Ok(files) = fs::read_dir(&machine) else { continue };
+        let Ok(files) = fs::read_dir(&machine) else { continue }; // README.md
         for path in files.map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "txt")) {
             let text = fs::read_to_string(&path).unwrap();
             let (head, log) = text.split_once("\n--- log\n").unwrap_or_else(|| panic!("{}: no log", path.display()));
@@ -148,18 +148,39 @@ fn figures() -> String {
     text
 }
 
+/// What the README has no room for.
+fn more_figures() -> String {
+    let mut text = String::from(
+        "# What was measured\n\nMade by `benches/tests/results.rs` from the files in these folders; \
+         [benches](..) says how it is measured. In each table: time, its ratio to a copy of the same bytes in the same \
+         run, and how many times slower the fastest other library is.\n",
+    );
+    let mut folders: Vec<PathBuf> = outcomes().iter().map(|o| o.path.parent().unwrap().to_owned()).collect();
+    folders.dedup();
+    for folder in folders {
+        let Ok(json) = fs::read_to_string(folder.join("bench.json")) else { continue };
+        let report = moe_benches::report::Report::from_json(&json).unwrap();
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        write!(text, "\n## {name}\n\n{}", moe_benches::markdown::more(&report)).unwrap();
+    }
+    text
+}
+
 #[test]
-fn the_readme_shows_the_figures_of_the_results() {
+fn the_readmes_show_the_figures_of_the_results() {
     const BEGIN: &str = "<!-- figures: made by benches/tests/results.rs -->\n";
     const END: &str = "<!-- end of figures -->";
-    let path = root().join("README.md");
+    let (path, more_path) = (root().join("README.md"), root().join("benches/results/README.md"));
     let readme = fs::read_to_string(&path).unwrap();
     let (before, rest) = readme.split_once(BEGIN).expect("the README has a place for figures");
     let (shown, after) = rest.split_once(END).expect("the README's figures end");
-    let figures = figures();
+    let (figures, more) = (figures(), more_figures());
     if std::env::var_os("MOE_BLESS").is_some() {
         fs::write(&path, format!("{before}{BEGIN}{figures}{END}{after}")).unwrap();
+        fs::write(&more_path, more).unwrap();
     } else {
         assert!(shown == figures, "the README's figures are not those of benches/results: run with MOE_BLESS=1");
+        let shown = fs::read_to_string(&more_path).unwrap_or_default();
+        assert!(shown == more, "benches/results/README.md is not of the files beside it: run with MOE_BLESS=1");
     }
 }

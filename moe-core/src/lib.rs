@@ -33,6 +33,7 @@ pub mod backend;
 pub mod conformance;
 pub mod dtype;
 pub mod eplb;
+pub mod guide;
 pub mod identity;
 #[cfg(feature = "layer")]
 pub mod layer;

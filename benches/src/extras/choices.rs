@@ -1,6 +1,6 @@
 //! What a plan can be told beside ids and a map: a capacity by weight, copies of experts; and sums of the load.
 
-use super::{Entry, Family};
+use super::{Entry, Family, Run};
 use crate::Result;
 use crate::cases::{Case, RoutingKind, Rows};
 use crate::routing::Ids;
@@ -25,7 +25,7 @@ fn make<B: PermuteBackend>(
     let arrays = |experts: usize| 4 * (3 * routes + 2 * experts + 1);
     let topk_ids = queue.upload(&ids.ids)?;
     let spec = PlanSpec::new(tokens, top_k, experts);
-    let (dtype, bytes, run): (_, usize, Box<dyn FnMut(&mut Queue<'_, B>) -> Result<()>>) = match op {
+    let (dtype, bytes, run): (_, usize, Run<B>) = match op {
         "plan_by_weight" => {
             // As much as every expert would get of an even load.
             let spec = spec.capacity(Capacity::ByWeight(routes.div_ceil(experts)));

@@ -1,6 +1,6 @@
 //! What the primitives do on the way: a weight on the input, a residual, zeros in the tail.
 
-use super::{Entry, Family};
+use super::{Entry, Family, Run};
 use crate::Result;
 use crate::cases::{Case, Rows};
 use crate::routing::Ids;
@@ -48,7 +48,7 @@ fn entry<B: PermuteBackend, T: Float + CombineInput>(
     // Values matter to nothing here but to the power that a processor takes.
     let one = |x: f32| T::from_f32(x);
     let placed = ids.local_routes * row;
-    let (bytes, run): (usize, Box<dyn FnMut(&mut Queue<'_, B>) -> Result<()>>) = match op {
+    let (bytes, run): (usize, Run<B>) = match op {
         "gather_weighted" => {
             let (x, mut y) = (filled(queue, tokens * h, one)?, queue.zeros::<T>(routes * h)?);
             let run = move |queue: &mut Queue<'_, B>| {

@@ -2,10 +2,13 @@
 //! itself what it makes of a batch.
 //!
 //! To add one: write a file with a function `family`, which names its operations and makes one of them ready to be run,
-//! and add a line to [`families`]. Where its operations are a trait of their own, add the trait to [`Measurable`].
+//! and add it to the backends that have the operations ([`Measurable`]).
 
+mod builders;
 mod choices;
 mod fused;
+mod quant;
+mod router;
 
 use crate::Result;
 use crate::cases::Case;
@@ -13,9 +16,34 @@ use crate::routing::Ids;
 use crate::target::Task;
 use moe_core::{Backend, PermuteBackend, Queue};
 
-/// A backend with all that is measured here.
-pub trait Measurable: PermuteBackend {}
-impl<B: PermuteBackend> Measurable for B {}
+/// A backend, and the families that it has.
+pub trait Measurable: PermuteBackend {
+    /// All of them.
+    fn families() -> Vec<Family<Self>>;
+}
+
+impl Measurable for moe_cpu::Cpu {
+    fn families() -> Vec<Family<Self>> {
+        vec![fused::family(), builders::family(), choices::family(), router::family(), quant::family()]
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Measurable for moe_cuda::Cuda {
+    fn families() -> Vec<Family<Self>> {
+        vec![fused::family(), builders::family(), choices::family(), router::family()]
+    }
+}
+
+#[cfg(feature = "wgpu")]
+impl Measurable for moe_wgpu::Wgpu {
+    fn families() -> Vec<Family<Self>> {
+        vec![fused::family(), builders::family(), choices::family()]
+    }
+}
+
+/// Enqueues an operation.
+pub type Run<B> = Box<dyn FnMut(&mut Queue<'_, B>) -> Result<()>>;
 
 /// An operation with its buffers, ready to be run.
 pub struct Entry<B: Backend> {
@@ -24,7 +52,7 @@ pub struct Entry<B: Backend> {
     /// Bytes that it reads and writes: the copy beside it has half as many to read and half to write.
     pub bytes: usize,
     /// Enqueues it, with nothing but `_into` forms.
-    pub run: Box<dyn FnMut(&mut Queue<'_, B>) -> Result<()>>,
+    pub run: Run<B>,
 }
 
 impl<B: Backend> Entry<B> {
@@ -45,14 +73,9 @@ pub struct Family<B: Backend> {
     pub make: Make<B>,
 }
 
-/// All of them.
-pub fn families<B: Measurable>() -> Vec<Family<B>> {
-    vec![choices::family(), fused::family()]
-}
-
-/// The names of all their operations.
+/// The names of all operations: the CPU, which is the reference, has them all.
 pub fn ops() -> Vec<&'static str> {
-    families::<moe_cpu::Cpu>().iter().flat_map(|family| family.ops).copied().collect()
+    moe_cpu::Cpu::families().iter().flat_map(|family| family.ops).copied().collect()
 }
 
 /// Makes an operation of any family ready.
@@ -65,7 +88,7 @@ pub fn make<B: Measurable>(
     case: &Case,
     ids: &Ids,
 ) -> Result<Option<Entry<B>>> {
-    match families().iter().find(|family| family.ops.contains(&op)) {
+    match B::families().iter().find(|family| family.ops.contains(&op)) {
         Some(family) => (family.make)(queue, op, case, ids),
         None => Ok(None),
     }

@@ -1,7 +1,7 @@
-//! The router: softmax and top-k, DeepSeek-V3's grouped choice, and the gradient of the former. The dtype is that of the
+//! The router: softmax and top-k, DeepSeek-V3's grouped choice, the losses, and the gradient of the first. The dtype is that of the
 //! logits; weights are f32.
 
-use super::{Entry, Family};
+use super::{Entry, Family, Run};
 use crate::Result;
 use crate::cases::{Case, RoutingKind, Rows};
 use crate::routing::Ids;
@@ -12,7 +12,7 @@ use moe_core::{Buf, Float, Queue, Router, RouterBackend, Scoring};
 const GROUPS: (usize, usize) = (8, 4);
 
 pub(super) fn family<B: RouterBackend>() -> Family<B> {
-    Family { ops: &["route", "route_grouped", "route_grad"], make }
+    Family { ops: &["route", "route_grouped", "route_losses", "route_grad"], make }
 }
 
 fn make<B: RouterBackend>(
@@ -44,7 +44,7 @@ fn entry<B: RouterBackend, T: Float>(
     let out = tokens * top_k * 8;
     let (mut ids, mut weights) = (queue.zeros::<i32>(tokens * top_k)?, queue.zeros::<f32>(tokens * top_k)?);
     let router = Router::new(experts, top_k);
-    let (bytes, run): (usize, Box<dyn FnMut(&mut Queue<'_, B>) -> Result<()>>) = match op {
+    let (bytes, run): (usize, Run<B>) = match op {
         "route" => {
             let run = move |queue: &mut Queue<'_, B>| {
                 let route = router.route(logits.rows(experts)?);
@@ -61,6 +61,15 @@ fn entry<B: RouterBackend, T: Float>(
                 Ok(route.run_into(queue, ids.view_mut(), weights.view_mut())?)
             };
             (matrix + out + experts * 4, Box::new(run))
+        }
+        "route_losses" => {
+            let load = queue.upload(&vec![(tokens * top_k / experts) as i32; experts])?;
+            let (mut of_tokens, mut losses) = (queue.zeros::<f32>(2 * tokens)?, queue.zeros::<f32>(2)?);
+            let run = move |queue: &mut Queue<'_, B>| {
+                let op = router.losses(logits.rows(experts)?).balance(load.view(), 1e-2).z(1e-3);
+                Ok(op.run_into(queue, of_tokens.view_mut(), losses.view_mut())?)
+            };
+            (matrix + 4 * experts + 8 * (tokens + 1), Box::new(run))
         }
         _ => {
             router.route(logits.rows(experts)?).run_into(queue, ids.view_mut(), weights.view_mut())?;
