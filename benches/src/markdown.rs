@@ -25,7 +25,7 @@ pub fn more(report: &Report) -> String {
     let mut text = String::new();
     let mut add = |title: &str, table: String| {
         if table.lines().count() > 2 {
-            let _ = writeln!(text, "\n### {title}\n\n{table}");
+            let _ = write!(text, "\n### {title}\n\n{table}");
         }
     };
     let both = ["permute", "combine"];
