@@ -21,7 +21,8 @@ usage: cargo xtask COMMAND [OPTIONS]
 
   run      the recorded layer, end to end, checked against recorded answers
              --backend NAME[:INDEX]   cpu (default), cuda, wgpu
-             --dtype f32|bf16         type of the rows (default f32)
+             --dtype f32|bf16         type of the rows (default f32; with --quant bf16)
+             --quant fp8-dynamic      experts' weights and rows in f8e4m3, scaled per channel and per token
              --file TRACE             another trace (default: the recorded one)
              --layer WEIGHTS          another layer's weights
              --tokens N               only the first N tokens

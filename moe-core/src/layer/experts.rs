@@ -5,6 +5,7 @@ use crate::quant::{Block128, PerToken, ScaleLayout};
 use crate::tag::Tag;
 use crate::{
     Backend, Buf, Float, GroupedMatmul, MatmulInput, QuantBackend, QuantRows, Queue, Result, RoutePlan, Rows, RowsMut,
+    View,
 };
 
 /// Memory between the stages of some experts, for the rows of one plan.
@@ -48,6 +49,17 @@ impl<B: QuantBackend, T: Float + MatmulInput, O: Float, G: Tag> Between<B, T, O,
         Ok(Self { inputs, gate_up: queue.zeros(rows * 2 * inner)? })
     }
 
+    pub(super) fn gate_up(&self) -> View<'_, B, O, G> {
+        self.gate_up.view()
+    }
+
+    pub(super) fn per_token_rows(&self) -> Option<[&QuantRows<B, PerToken, G>; 2]> {
+        match &self.inputs {
+            Inputs::PerToken(gathered, activated) => Some([gathered, activated]),
+            _ => None,
+        }
+    }
+
     /// Brings rows by expert, quantised where the weights are.
     pub(super) fn gather(
         &mut self,
@@ -64,7 +76,7 @@ impl<B: QuantBackend, T: Float + MatmulInput, O: Float, G: Tag> Between<B, T, O,
     }
 
     /// The gate's and up's products.
-    pub(super) fn gate_up(
+    pub(super) fn multiply_gate_up(
         &mut self,
         queue: &mut Queue<'_, B, G>,
         plan: &RoutePlan<B, G>,

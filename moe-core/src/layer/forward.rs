@@ -118,7 +118,7 @@ impl<B: QuantBackend + RouterBackend, T: Float + MatmulInput, G: Tag> MoeLayer<B
         let (plan, experts) = (&state.plan, &self.experts);
         state.routed.gather(queue, plan, x.clone())?;
         after(queue, Stage::Gather)?;
-        state.routed.gate_up(queue, plan, matmul, experts, hidden)?;
+        state.routed.multiply_gate_up(queue, plan, matmul, experts, hidden)?;
         after(queue, Stage::GateUp)?;
         state.routed.activate(queue, plan, experts.intermediate_size)?;
         after(queue, Stage::Activation)?;
@@ -128,7 +128,7 @@ impl<B: QuantBackend + RouterBackend, T: Float + MatmulInput, G: Tag> MoeLayer<B
         if let (Some(shared), Some(experts)) = (&mut state.shared, &self.shared) {
             let plan = &state.tokens;
             shared.between.gather(queue, plan, x)?;
-            shared.between.gate_up(queue, plan, matmul, experts, hidden)?;
+            shared.between.multiply_gate_up(queue, plan, matmul, experts, hidden)?;
             shared.between.activate(queue, plan, experts.intermediate_size)?;
             shared.between.down(queue, plan, matmul, experts, shared.rows.rows_mut(hidden)?)?;
             after(queue, Stage::SharedExperts)?;

@@ -2,9 +2,10 @@
 
 use super::MoeLayer;
 use super::experts::Between;
+use crate::quant::PerToken;
 use crate::tag::{Tag, Untagged};
 use crate::{
-    Backend, Buf, Float, Limits, MatmulInput, PlanSpec, QuantBackend, Queue, Result, RoutePlan, Routing, View,
+    Backend, Buf, Float, MatmulInput, PlanSpec, QuantBackend, QuantRows, Queue, Result, RoutePlan, Routing, View,
     Workspace,
 };
 
@@ -73,11 +74,6 @@ impl<B: QuantBackend, T: Float + MatmulInput, O: Float, G: Tag> LayerState<B, T,
         })
     }
 
-    /// The limits of a workspace for these passes.
-    pub fn limits(layer: &MoeLayer<B, T, G>, num_tokens: usize) -> Limits {
-        Limits::new(num_tokens, layer.config.router.top_k(), layer.config.router.num_experts())
-    }
-
     /// The plan of the last pass.
     pub fn plan(&self) -> &RoutePlan<B, G> {
         &self.plan
@@ -96,5 +92,16 @@ impl<B: QuantBackend, T: Float + MatmulInput, O: Float, G: Tag> LayerState<B, T,
     /// `[T, K]`, their weights.
     pub fn topk_weights(&self) -> View<'_, B, f32, G> {
         self.topk_weights.view()
+    }
+
+    /// `[R, 2 I]`, the gate and up products of the last pass.
+    pub fn gate_up(&self) -> View<'_, B, O, G> {
+        self.routed.gate_up()
+    }
+
+    /// The quantised rows of the last pass, as they were gathered and as they were activated, where both are quantised
+    /// per token.
+    pub fn per_token_rows(&self) -> Option<[&QuantRows<B, PerToken, G>; 2]> {
+        self.routed.per_token_rows()
     }
 }

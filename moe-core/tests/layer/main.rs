@@ -95,7 +95,7 @@ fn floats_are_quantised_on_loading() {
     let want = model.answer(&x, |_| true, true);
     let got = run::<bf16, f32>(&model, &x, LayerOptions::default().fp8_dynamic()).unwrap();
     let error = error(&got, &want);
-    assert!((5e-3..6e-2).contains(&error), "8 bits are 8 bits: {error:e}");
+    assert!((1e-2..1e-1).contains(&error), "8 bits are 8 bits: {error:e}");
 }
 
 /// Two slices of the experts, of which one has the shared ones, add up to the layer.

@@ -4,15 +4,29 @@ use super::stages::Answers;
 use super::trace::Trace;
 use crate::Outcome;
 
+/// Which recorded output to compare with.
+#[derive(Clone, Copy)]
+pub(crate) enum Reference {
+    Float64,
+    Fp8Dynamic,
+}
+
 /// Prints each comparison; fails if one does not hold, or if nothing could be compared.
-pub(crate) fn check(trace: &Trace, answers: &Answers, limit: f64) -> Outcome {
+pub(crate) fn check(trace: &Trace, answers: &Answers, (reference, limit): (Reference, f64)) -> Outcome {
     let mut checks = Checks::default();
     checks.equal("expert ids", &trace.topk_ids, &answers.topk_ids, "recorded");
     checks.close("router weights", &trace.topk_weights, &answers.topk_weights, 1e-5, "recorded");
     checks.equal("plan: row to route", &trace.vllm_source, &answers.source, "vLLM");
     checks.equal("plan: route to row", &trace.vllm_slot, &answers.slot, "vLLM");
     checks.equal("plan: expert offsets", &trace.vllm_offsets, &answers.expert_offsets, "vLLM");
-    checks.close("output", &trace.output, &answers.output, limit, "the float64 reference");
+    for (stage, wrong) in &answers.stages {
+        checks.note(stage, *wrong == 0, &format!("{wrong} values and scales differ from the host's, on equal inputs"));
+    }
+    let (output, whose) = match reference {
+        Reference::Float64 => (&trace.output, "the float64 reference"),
+        Reference::Fp8Dynamic => (&trace.output_fp8, "the fp8-dynamic reference"),
+    };
+    checks.close("output", output, &answers.output, limit, whose);
     match checks {
         Checks { compared: 0, .. } => Err("the trace has no recorded answers to compare with".into()),
         Checks { failed: 0, compared } => {

@@ -1,11 +1,17 @@
 //! A layer's weights, from a safetensors file with Hugging Face names.
 
+use moe_core::Router;
 use moe_core::half::bf16;
+use moe_core::layer::{LayerConfig, Naming};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::path::Path;
 
 /// The weights in f32 (exact, they come in bf16 or f32) and the numbers that shape the layer.
 pub(crate) struct Layer {
+    /// The file.
+    pub(crate) bytes: Vec<u8>,
+    /// What the tensors' names begin with, up to "mlp".
+    pub(crate) prefix: String,
     pub(crate) top_k: usize,
     pub(crate) num_experts: usize,
     pub(crate) hidden_size: usize,
@@ -49,6 +55,8 @@ impl Layer {
             (0..num_experts).map(|e| weight(format!("experts.{e}.{proj}.weight"), shape)).collect::<Result<Vec<_>, _>>()
         };
         Ok(Self {
+            bytes: bytes.to_vec(),
+            prefix: prefix.trim_end_matches(".mlp.").to_owned(),
             top_k: number("top_k")?,
             num_experts,
             hidden_size,
@@ -59,6 +67,15 @@ impl Layer {
             up_proj: experts("up_proj", [intermediate_size, hidden_size])?,
             down_proj: experts("down_proj", [hidden_size, intermediate_size])?,
         })
+    }
+}
+
+impl Layer {
+    /// What the layer is.
+    pub(crate) fn config(&self) -> LayerConfig {
+        let router = Router::new(self.num_experts, self.top_k);
+        let router = if self.norm_topk_prob { router.renormalize() } else { router };
+        LayerConfig::new(Naming::Qwen3Moe, self.hidden_size, self.intermediate_size, router)
     }
 }
 

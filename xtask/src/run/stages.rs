@@ -1,5 +1,6 @@
-//! The stages of a layer, timed.
+//! A layer whose router and products run on the CPU, for backends without products of their own; timed.
 
+use super::clock::{Clock, PASSES, keep_fastest, print_stages};
 use super::layer::Layer;
 use super::trace::Trace;
 use moe_core::{
@@ -7,9 +8,9 @@ use moe_core::{
     Workspace,
 };
 use moe_cpu::{Cpu, CpuQueue, matmul::grouped_matmul};
-use std::time::{Duration, Instant};
 
 /// What the layer answered.
+#[derive(Default)]
 pub(crate) struct Answers {
     pub(crate) topk_ids: Vec<i32>,
     pub(crate) topk_weights: Vec<f32>,
@@ -17,10 +18,9 @@ pub(crate) struct Answers {
     pub(crate) slot: Vec<i32>,
     pub(crate) expert_offsets: Vec<i32>,
     pub(crate) output: Vec<f32>,
+    /// Stages that were computed again on the host: what, and how many elements differ.
+    pub(crate) stages: Vec<(&'static str, usize)>,
 }
-
-/// Passes over the layer; the fastest time of each stage is shown.
-const PASSES: usize = 5;
 
 /// Runs the layer with rows of type `T` on the device that `spec` asks for.
 pub(crate) fn forward<B: PermuteBackend, T: Float>(
@@ -132,11 +132,12 @@ impl<B: PermuteBackend, T: Float> LayerRun<B, T> {
             expert_offsets,
             topk_ids,
             topk_weights,
+            stages: Vec::new(),
         })
     }
 }
 
-fn to_f32<T: Float>(values: Vec<T>) -> Vec<f32> {
+pub(crate) fn to_f32<T: Float>(values: Vec<T>) -> Vec<f32> {
     values.into_iter().map(T::to_f32).collect()
 }
 
@@ -156,49 +157,4 @@ fn experts(cpu: &CpuQueue, layer: &Layer, rows: &[f32], offsets: &[i32]) -> Vec<
         *up *= gate / (1.0 + (-gate).exp());
     }
     product(&act, &layer.down_proj, inner, hidden)
-}
-
-/// Times of stages, in order. Stages of one name add up.
-struct Clock {
-    stages: Vec<(&'static str, Duration)>,
-    last: Instant,
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self { stages: Vec::new(), last: Instant::now() }
-    }
-}
-
-impl Clock {
-    fn lap(&mut self, stage: &'static str) {
-        let now = Instant::now();
-        let time = now - std::mem::replace(&mut self.last, now);
-        match self.stages.iter_mut().find(|(name, _)| *name == stage) {
-            Some((_, sum)) => *sum += time,
-            None => self.stages.push((stage, time)),
-        }
-    }
-}
-
-fn keep_fastest(best: &mut Vec<(&'static str, Duration)>, stages: Vec<(&'static str, Duration)>) {
-    if best.is_empty() {
-        *best = stages;
-        return;
-    }
-    for ((_, best), (_, time)) in best.iter_mut().zip(stages) {
-        *best = time.min(*best);
-    }
-}
-
-fn print_stages(stages: &[(&'static str, Duration)]) {
-    let total: Duration = stages.iter().map(|(_, time)| *time).sum();
-    for (stage, time) in stages {
-        let share = 100.0 * time.as_secs_f64() / total.as_secs_f64();
-        println!("  {stage:<10}{:>9.3} ms {share:>5.1} %", time.as_secs_f64() * 1e3);
-    }
-    let routing = ["plan", "gather", "combine"];
-    let ours: Duration = stages.iter().filter(|(s, _)| routing.contains(s)).map(|(_, time)| *time).sum();
-    let share = 100.0 * ours.as_secs_f64() / total.as_secs_f64();
-    println!("  {:<10}{:>9.3} ms, of which plan, gather and combine {share:.1} %", "all", total.as_secs_f64() * 1e3);
 }

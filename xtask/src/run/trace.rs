@@ -21,6 +21,8 @@ pub(crate) struct Trace {
     pub(crate) vllm_offsets: Option<Vec<i32>>,
     /// `[T, H]`, the layer's output computed in float64.
     pub(crate) output: Option<Vec<f32>>,
+    /// `[T, H]`, the same with weights and rows quantised to f8e4m3.
+    pub(crate) output_fp8: Option<Vec<f32>>,
 }
 
 impl Trace {
@@ -67,6 +69,7 @@ impl Trace {
             vllm_slot: slot.map(|slot| slot[..num_tokens * top_k].to_vec()),
             vllm_offsets: offsets,
             output: first(f32s("output_f64_reference")?, hidden),
+            output_fp8: first(f32s("output_fp8_dynamic_reference")?, hidden),
             hidden_states,
         })
     }
