@@ -1,7 +1,7 @@
 //! Quantised rows, and the activation that can end in them. `moe_core::quant` has the rules.
 //!
-//! Rows are worked on in pieces that stay in the first cache level. The loops are plain Rust over arrays of
-//! [`CHUNK`] values, compiled for each instruction set, so that every one gives the same bits.
+//! Rows are worked on in pieces that stay in the first cache level, as f32. Every step gives the same bits on each
+//! instruction set.
 
 mod gather;
 mod piece;
@@ -15,11 +15,8 @@ use super::parallel::Shared;
 use super::rows::RowsMut;
 use moe_core::quant::{QuantFormat, ScaleShape};
 
-/// Elements that are worked on together; every group of a format is a multiple of it.
-const CHUNK: usize = 16;
-
 /// Elements of a piece: a multiple of every group of a format.
-const PIECE: usize = 8192;
+const PIECE: usize = 2048;
 
 /// Where quantised rows go.
 pub(crate) struct QuantOut<'a> {

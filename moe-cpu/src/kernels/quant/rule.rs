@@ -1,6 +1,5 @@
 //! The rules of the formats, for one group.
 
-use super::CHUNK;
 use moe_core::quant::{ExponentRounding, MIN_SCALE, RECIPROCAL_6, RECIPROCAL_448, e2m1, e4m3, e4m3_value};
 
 const INFINITY: u32 = 0x7f80_0000;
@@ -18,11 +17,6 @@ pub(super) trait Rule: Copy + Send + Sync {
     fn factor(self, scale: u32) -> f32;
     /// The value of an element.
     fn code(x: f32, factor: f32) -> u8;
-    /// The values of a chunk.
-    #[inline(always)]
-    fn codes(x: &[f32; CHUNK], factor: f32) -> [u8; CHUNK] {
-        x.map(|x| Self::code(x, factor))
-    }
 }
 
 /// f8e4m3 with an f32 scale for each row (0) or group.
