@@ -10,6 +10,10 @@
 //!   ([`backend`]);
 //! * the [`RoutePlan`] and the three primitives made from it: [`RoutePlan::gather`], [`RoutePlan::combine`] and
 //!   [`RoutePlan::combine_grad`];
+//! * what lies between the experts' products: rows that are quantised as they are gathered or activated ([`quant`],
+//!   [`RoutePlan::gather_quant`], [`RoutePlan::swiglu`]), and the products themselves, which a backend or the caller
+//!   brings ([`GroupedMatmul`]);
+//! * a whole layer from a model's files (module `layer`, feature `layer`);
 //! * the conformance suite that every backend passes (feature `conformance`).
 //!
 //! A route plan says at which row each route lands. Routes of a batch are numbered `x = t * top_k + k` (token `t`, its
