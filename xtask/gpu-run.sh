@@ -68,12 +68,14 @@ for step in $steps; do
         done
         ;;
     bench)
-        ./moe-bench --data benches/data --backend cuda --commit "$(cat commit)" --out "$out" ${BENCH_ARGS:-} >"$log" 2>&1
+        ./moe-bench --data benches/data --backend cuda --commit "$(cat commit)" --out "$out" \
+            ${BENCH_ARGS:---no-peers --cold --routing uniform,ep8 --dtype bf16,f8e4m3} >"$log" 2>&1
         status=$?
         ;;
     peers) # VLLM_MOE_LIB, VLLM_C_LIB: vLLM's _moe_C_stable_libtorch.abi3.so and _C_stable_libtorch.abi3.so
         python3 benches/peers/peers.py --out "$out/peers.json" ${VLLM_MOE_LIB:+--vllm "$VLLM_MOE_LIB"} \
-            ${VLLM_C_LIB:+--vllm-quant "$VLLM_C_LIB"} ${PEERS_ARGS:-} >"$log" 2>&1
+            ${VLLM_C_LIB:+--vllm-quant "$VLLM_C_LIB"} \
+            ${PEERS_ARGS:---device cuda --cold --routing uniform,ep8 --dtype bf16,f8e4m3} >"$log" 2>&1
         status=$?
         ;;
     sanitize)
@@ -91,4 +93,8 @@ for step in $steps; do
     esac
     finish "$step" "$log" "$status"
 done
+# One file with both.
+if [ -f "$out/bench.json" ] && [ -f "$out/peers.json" ]; then
+    ./moe-bench --no-run --merge "$out/bench.json" --merge "$out/peers.json" --out "$out" >"$out/table.txt" || failed=1
+fi
 exit $failed
