@@ -86,8 +86,8 @@ fn check_by_weight<B: PermuteBackend>(ctx: &mut Ctx<'_, B>, case: &Case, rng: &m
     let inputs = Inputs::new(&mut ctx.queue, case.ids, &ids, map.as_deref(), valid, place)?;
     let mut weights: Vec<f32> = values(rng, ids.len(), case.wild);
     if !case.wild {
-        // Few different weights, so that ties decide.
-        weights.iter_mut().for_each(|w| *w = (*w * 2.0).round());
+        // Few different weights, so that ties decide, those of both zeros too.
+        weights.iter_mut().for_each(|w| *w = [0.0, -0.0, 0.5, -0.5][rng.below(4)]);
     }
     let dtype = case.weights.unwrap_or(DType::F32);
     let (weights, widened) = Weights::new(&mut ctx.queue, dtype, &weights, Place::random(rng, case.offset, 0))?;

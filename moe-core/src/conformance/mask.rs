@@ -175,6 +175,16 @@ fn typed<B: PermuteBackend, M: MaskElement, P: Float + Widen>(
     }
     same_plan(&route::download(queue, &plan)?, &want)?;
     plan.validate(queue)?;
+    let hidden = [1, 8, 24][rng.below(3)];
+    let rows: Vec<bf16> = values(rng, case.tokens * hidden, false);
+    let x = queue.upload(&rows)?;
+    let mut fused = RoutePlan::alloc(queue, spec)?;
+    let mut out = Guarded::<B, bf16>::poisoned(queue, plan.num_rows(), hidden, Place::random(rng, case.offset, 0))?;
+    fused.permute_into(queue, &mut workspace, spec, routing()?, x.rows(hidden)?, out.rows_mut()?)?;
+    same_plan(&route::download(queue, &fused)?, &want)?;
+    let mut want_rows = vec![out.poison(); plan.num_rows() * hidden];
+    naive::gather(&want, &rows, hidden, &mut want_rows);
+    same("permuted", &out.read(queue, "permuted")?, &want_rows, hidden)?;
     mask.read(queue, "mask")?;
     probs_in.read(queue, "probs")?;
 
