@@ -1,11 +1,9 @@
-//! Only a builder makes a plan.
+//! Only a builder makes a plan, or says that one is built.
 use moe_core::RoutePlan;
-use moe_core::raw::PlanArrays;
-use moe_cpu::{Cpu, CpuBuffer};
-use std::marker::PhantomData;
+use moe_cpu::Cpu;
 
-fn forge(buffer: CpuBuffer, arrays: PlanArrays) -> RoutePlan<Cpu> {
-    RoutePlan { buffer, arrays, built: true, tag: PhantomData }
+fn forge(allocated: RoutePlan<Cpu>) -> RoutePlan<Cpu> {
+    RoutePlan { built: true, ..allocated }
 }
 
 fn main() {}
