@@ -41,6 +41,11 @@ typedef float f32;
 
 #define MOE_NO_CAPACITY 0xffffffffu
 
+// How the scales of quantised rows lie.
+#define MOE_SCALES_BY_ROW 0u
+#define MOE_SCALES_BY_COLUMN 1u
+#define MOE_SCALES_SWIZZLED 2u
+
 // A plan build. 184 bytes.
 struct MoePlanParams {
     u64 ids;               // [tokens, k] of id_dtype
@@ -343,6 +348,39 @@ struct MoeFillParams {
     u32 reserved;
 };
 
+// Rows to be quantised: gathered, or made by SwiGLU. 168 bytes.
+struct MoeQuantParams {
+    u64 input;             // X [tokens, hidden] of dtype; SwiGLU: gate [out_rows, hidden]
+    u64 up;                // SwiGLU: [out_rows, hidden] of dtype; else 0
+    u64 slot;              // i32 [tokens, k]; SwiGLU: 0
+    u64 expert_offsets;    // i32 [local_experts + 1]
+    u64 tokens_per_expert; // i32 [local_experts]; SwiGLU: 0
+    u64 values;            // [out_rows, hidden] e4m3, or [out_rows, hidden / 2] packed e2m1
+    u64 scales;            // f32, or u8 for e8m0 and e4m3
+    u64 hidden;            // elements of a row
+    u64 input_stride;      // bytes, X or gate
+    u64 up_stride;         // bytes
+    u64 value_stride;      // bytes
+    u64 out_rows;          // R
+    u64 scale_rows;        // column-major: elements of a column
+    u32 tokens;
+    u32 k;
+    u32 local_experts;
+    u32 zero_padding;      // gather: 1 where there can be rows between experts
+    u32 dtype;             // of the inputs
+    u32 round_to;          // SwiGLU: what y is rounded to before it is quantised
+    u32 out_dtype;         // moe_swiglu: of the values
+    u32 scale_layout;
+    u32 groups;            // scales of a row
+    u32 padded_groups;     // swizzled: rounded up to 4; else groups
+    u32 ceil;              // MXFP8: 1 rounds exponents up where the largest would saturate
+    u32 global_scale;      // NVFP4: the bits of an f32
+    u32 wide;              // 1 where all addresses and strides are multiples of 16
+    u32 splits;            // blocks that share a token (not per token); at least 1
+    u32 reserved0;
+    u32 reserved1;
+};
+
 static_assert(sizeof(MoePlanParams) == 184, "");
 static_assert(sizeof(MoeKeepParams) == 64, "");
 static_assert(sizeof(MoeAddLoadParams) == 24, "");
@@ -361,3 +399,4 @@ static_assert(sizeof(MoeRouteParams) == 104, "");
 static_assert(sizeof(MoeRouterLossParams) == 80, "");
 static_assert(sizeof(MoeRouterGradParams) == 136, "");
 static_assert(sizeof(MoeFillParams) == 24, "");
+static_assert(sizeof(MoeQuantParams) == 168, "");
