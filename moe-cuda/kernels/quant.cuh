@@ -27,16 +27,13 @@ MOE_DEV u32 moe_f32_to_e4m3(float v) {
     return size > 0x7f800000u ? 0x7fu : code | sign;
 }
 
-// Four of them, the first in the lowest byte.
+// Four of them, none of them NaN, the first in the lowest byte.
 MOE_DEV u32 moe_pack_e4m3(const float *v) {
 #if __CUDA_ARCH__ >= 890
     u16 low, high;
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(v[1]), "f"(v[0]));
     asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(v[3]), "f"(v[2]));
-    // The hardware keeps a NaN's sign; here there is one NaN.
-    u32 four = (u32)high << 16 | low;
-    u32 nans = __vcmpeq4(four & 0x7f7f7f7fu, 0x7f7f7f7fu);
-    return four & ~(nans & 0x80808080u);
+    return (u32)high << 16 | low;
 #else
     return moe_f32_to_e4m3(v[0]) | moe_f32_to_e4m3(v[1]) << 8 | moe_f32_to_e4m3(v[2]) << 16 |
            moe_f32_to_e4m3(v[3]) << 24;
@@ -86,32 +83,41 @@ template <u32 F> MOE_DEV MoeScale moe_scale(u32 amax, u32 ceil, float global_sca
     return s;
 }
 
-// x / scale, rounded to nearest: two corrections of x * (1 / scale), whose residuals are exact. Only for
-// quotients that matter to e4m3, of a scale from 1e-12 up.
+// x / scale, rounded to nearest: two corrections of x * (1 / scale), whose residuals are exact where the
+// quotient is one that e4m3 tells from zero. The scale is at least 1e-12. The corrections lose the sign
+// of a zero.
 MOE_DEV float moe_divide(float x, const MoeScale &s) {
     float q = __fmul_rn(x, s.recip);
     q = __fmaf_rn(__fmaf_rn(-s.by, q, x), s.recip, q);
-    return __fmaf_rn(__fmaf_rn(-s.by, q, x), s.recip, q);
+    q = __fmaf_rn(__fmaf_rn(-s.by, q, x), s.recip, q);
+    return copysignf(q, x);
+}
+
+// One element of a group that holds an infinity or a NaN, or of 4-bit values.
+template <u32 F> MOE_DEV u32 moe_quantise_any(float x, const MoeScale &s) {
+    if (F == MOE_NVFP4) {
+        float y = s.by == 0.0f ? __uint_as_float(__float_as_uint(x) & 0x80000000u) : __fmul_rn(x, s.by);
+        return s.plain ? moe_f32_to_e2m1(y) : 0u;
+    }
+    // Finite numbers over infinity are zeros; everything else is NaN.
+    bool zero = F != MOE_MXFP8 && s.by == s.by && (__float_as_uint(x) & 0x7fffffffu) < 0x7f800000u;
+    return zero ? __float_as_uint(x) >> 24 & 0x80u : 0x7fu;
 }
 
 // 16 elements become 16 bytes, or 8 for 4-bit values.
 template <u32 F> MOE_DEV uint4 moe_quantise(const float *x, const MoeScale &s) {
+    const u32 bits = F == MOE_NVFP4 ? 4 : 8, each = 32 / bits;
     u32 word[4] = {0, 0, 0, 0};
+    if (F == MOE_NVFP4 || !s.plain) {
 #pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        float y[4];
+        for (u32 i = 0; i < 16; i++) word[i / each] |= moe_quantise_any<F>(x[i], s) << (i % each * bits);
+    } else {
 #pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            float v = x[4 * i + j];
-            if (F == MOE_NVFP4) y[j] = s.by == 0.0f ? __uint_as_float(__float_as_uint(v) & 0x80000000u) : __fmul_rn(v, s.by);
-            else if (F == MOE_MXFP8) y[j] = s.plain ? __fmul_rn(v, s.by) : __uint_as_float(0x7fc00000u);
-            else y[j] = s.plain ? moe_divide(v, s) : __fdiv_rn(v, s.by);
-        }
-        if (F == MOE_NVFP4) {
-            u32 half = moe_f32_to_e2m1(y[0]) | moe_f32_to_e2m1(y[1]) << 4 | moe_f32_to_e2m1(y[2]) << 8 |
-                       moe_f32_to_e2m1(y[3]) << 12;
-            if (s.plain) word[i / 2] |= half << (i % 2 * 16);
-        } else {
+        for (u32 i = 0; i < 4; i++) {
+            float y[4];
+#pragma unroll
+            for (u32 j = 0; j < 4; j++)
+                y[j] = F == MOE_MXFP8 ? __fmul_rn(x[4 * i + j], s.by) : moe_divide(x[4 * i + j], s);
             word[i] = moe_pack_e4m3(y);
         }
     }
@@ -120,46 +126,39 @@ template <u32 F> MOE_DEV uint4 moe_quantise(const float *x, const MoeScale &s) {
 
 // --- rows --------------------------------------------------------------------------------------
 
-// `n` elements from element `first` of a row on, widened; zeros up to 16.
-MOE_DEV void moe_load_unit(u64 row, u64 first, u32 n, u32 dtype, u32 wide, float *x) {
-    if (wide && n == 16) {
-        if (dtype == MOE_F32) {
-            const uint4 *in = (const uint4 *)(row + first * 4);
+// `n` elements, at most eight, from element `first` of a row on, widened; zeros up to eight.
+MOE_DEV void moe_load_eight(u64 row, u64 first, u32 n, u32 dtype, u32 wide, float *x) {
+    if (!wide || n < 8) {
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                uint4 v = __ldg(in + i);
-                x[4 * i] = __uint_as_float(v.x), x[4 * i + 1] = __uint_as_float(v.y);
-                x[4 * i + 2] = __uint_as_float(v.z), x[4 * i + 3] = __uint_as_float(v.w);
-            }
-            return;
+        for (u32 i = 0; i < 8; i++) x[i] = i < n ? moe_load_any(row, first + i, dtype) : 0.0f;
+    } else if (dtype == MOE_F32) {
+        const float4 *in = (const float4 *)(row + first * 4);
+        float4 v = __ldg(in), w = __ldg(in + 1);
+        x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w, x[4] = w.x, x[5] = w.y, x[6] = w.z, x[7] = w.w;
+    } else {
+        uint4 v = __ldg((const uint4 *)(row + first * 2));
+        const u32 word[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            bool bf16 = dtype == MOE_BF16;
+            x[2 * i] = bf16 ? __uint_as_float(word[i] << 16) : moe_f16_to_f32((u16)word[i]);
+            x[2 * i + 1] = bf16 ? __uint_as_float(word[i] & 0xffff0000u) : moe_f16_to_f32((u16)(word[i] >> 16));
         }
-        const uint4 *in = (const uint4 *)(row + first * 2);
-        uint4 v = __ldg(in), w = __ldg(in + 1);
-        const u32 word[8] = {v.x, v.y, v.z, v.w, w.x, w.y, w.z, w.w};
-        if (dtype == MOE_BF16) {
-#pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                x[2 * i] = __uint_as_float(word[i] << 16);
-                x[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
-            }
-        } else {
-#pragma unroll
-            for (u32 i = 0; i < 8; i++) {
-                x[2 * i] = moe_f16_to_f32((u16)word[i]);
-                x[2 * i + 1] = moe_f16_to_f32((u16)(word[i] >> 16));
-            }
-        }
-        return;
     }
-#pragma unroll
-    for (u32 i = 0; i < 16; i++) x[i] = i < n ? moe_load_any(row, first + i, dtype) : 0.0f;
 }
 
+// A unit: `n` elements, at most 16.
+MOE_DEV void moe_load_unit(u64 row, u64 first, u32 n, u32 dtype, u32 wide, float *x) {
+    moe_load_eight(row, first, min(n, 8u), dtype, wide, x);
+    moe_load_eight(row, first + 8, max(n, 8u) - 8, dtype, wide, x + 8);
+}
+
+// The largest magnitude's bits, NaN where an element is.
 MOE_DEV u32 moe_amax(const float *x) {
-    u32 amax = 0;
+    float amax = 0.0f;
 #pragma unroll
-    for (u32 i = 0; i < 16; i++) amax = max(amax, __float_as_uint(x[i]) & 0x7fffffffu);
-    return amax;
+    for (u32 i = 0; i < 16; i++) asm("max.NaN.f32 %0, %0, %1;" : "+f"(amax) : "f"(fabsf(x[i])));
+    return __float_as_uint(amax);
 }
 
 // Where the scale of a group lies, in elements.

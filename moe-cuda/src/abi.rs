@@ -17,6 +17,11 @@ pub(crate) const NONE: u32 = 0;
 
 pub(crate) const NO_CAPACITY: u32 = u32::MAX;
 
+/// How the scales of quantised rows lie.
+pub(crate) const SCALES_BY_ROW: u32 = 0;
+pub(crate) const SCALES_BY_COLUMN: u32 = 1;
+pub(crate) const SCALES_SWIZZLED: u32 = 2;
+
 /// The kernels' number of a dtype that they compute with.
 pub(crate) fn dtype(dtype: DType) -> u32 {
     match dtype {
@@ -271,6 +276,39 @@ blocks! {
         reserved2: u64,
     }
 
+    /// Rows to be quantised: gathered, or made by SwiGLU.
+    QuantParams: 168 {
+        input: u64,
+        up: u64,
+        slot: u64,
+        expert_offsets: u64,
+        tokens_per_expert: u64,
+        values: u64,
+        scales: u64,
+        hidden: u64,
+        input_stride: u64,
+        up_stride: u64,
+        value_stride: u64,
+        out_rows: u64,
+        scale_rows: u64,
+        tokens: u32,
+        k: u32,
+        local_experts: u32,
+        zero_padding: u32,
+        dtype: u32,
+        round_to: u32,
+        out_dtype: u32,
+        scale_layout: u32,
+        groups: u32,
+        padded_groups: u32,
+        ceil: u32,
+        global_scale: u32,
+        wide: u32,
+        splits: u32,
+        reserved0: u32,
+        reserved1: u32,
+    }
+
     /// Zeroing the rows past the last expert offset.
     ZeroTailParams: 48 {
         output: u64,
@@ -408,6 +446,7 @@ mod tests {
             ("MoeGatherParams", "GatherParams"),
             ("MoeCombineParams", "CombineParams"),
             ("MoeCombineGradParams", "CombineGradParams"),
+            ("MoeQuantParams", "QuantParams"),
             ("MoeZeroTailParams", "ZeroTailParams"),
             ("MoeRouteParams", "RouteParams"),
             ("MoeRouterLossParams", "RouterLossParams"),
@@ -437,6 +476,9 @@ mod tests {
             ("MOE_PADDED", PADDED),
             ("MOE_NONE", NONE),
             ("MOE_NO_CAPACITY", NO_CAPACITY),
+            ("MOE_SCALES_BY_ROW", SCALES_BY_ROW),
+            ("MOE_SCALES_BY_COLUMN", SCALES_BY_COLUMN),
+            ("MOE_SCALES_SWIZZLED", SCALES_SWIZZLED),
             ("MOE_F32", dtype(DType::F32)),
             ("MOE_F16", dtype(DType::F16)),
             ("MOE_BF16", dtype(DType::BF16)),

@@ -55,6 +55,7 @@ mod modules;
 mod plan;
 mod probe;
 mod ptx;
+mod quant;
 mod queue;
 mod readback;
 mod router;
@@ -71,11 +72,12 @@ pub use lend::{Lend, LendMut, Refused};
 pub use ptx::SHA256SUMS;
 pub use queue::CudaQueue;
 
+use moe_core::quant::QuantFormat;
 use moe_core::raw::{
-    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, MaskArgs, PlanMut, PlanRef,
-    RawRows, RawRowsMut, ScatterMaskArgs, Section, SplitSizesArgs, ZeroTailArgs,
+    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, GatherQuantArgs, MaskArgs, PlanMut,
+    PlanRef, RawRows, RawRowsMut, ScatterMaskArgs, Section, SplitSizesArgs, SwigluArgs, SwigluQuantArgs, ZeroTailArgs,
 };
-use moe_core::{Backend, Capacity, Limits, PermuteBackend, Result};
+use moe_core::{Backend, Capacity, Limits, PermuteBackend, QuantBackend, Result};
 
 /// The CUDA backend.
 #[derive(Clone, Copy, Debug)]
@@ -187,6 +189,29 @@ unsafe impl PermuteBackend for Cuda {
     ) -> Result<()> {
         // SAFETY: the caller's promises are passed on.
         unsafe { plan::permute(queue, plan, args, rows, out) }
+    }
+}
+
+// SAFETY: the kernels compare every slot and offset with its range before they use it as an address, and write values
+// and scales of rows below the plan's last offset alone.
+unsafe impl QuantBackend for Cuda {
+    fn supports_quant(format: &QuantFormat) -> bool {
+        quant::supports(format)
+    }
+
+    unsafe fn gather_quant(queue: &mut CudaQueue, args: GatherQuantArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { quant::gather_quant(queue, args) }
+    }
+
+    unsafe fn swiglu(queue: &mut CudaQueue, args: SwigluArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { quant::swiglu(queue, args) }
+    }
+
+    unsafe fn swiglu_quant(queue: &mut CudaQueue, args: SwigluQuantArgs<'_, Self>) -> Result<()> {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { quant::swiglu_quant(queue, args) }
     }
 }
 

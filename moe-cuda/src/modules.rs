@@ -36,11 +36,20 @@ impl Kernels {
         let multiprocessors = context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
         let opt_in = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let opt_in = context.attribute(opt_in).map_err(fail)?.max(0) as usize;
+        let major =
+            context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR).map_err(fail)?;
         let mut modules = Vec::new();
         for source in SOURCES {
-            let text = CString::new(source.sm80).expect("PTX has no zero byte");
-            // SAFETY: `text` is a PTX text that ends with a zero byte and lives through the call.
-            let module = unsafe { result::module::load_data(text.as_ptr().cast()) }.map_err(fail)?;
+            let load = |text: &str| {
+                let text = CString::new(text).expect("PTX has no zero byte");
+                // SAFETY: `text` is a PTX text that ends with a zero byte and lives through the call.
+                unsafe { result::module::load_data(text.as_ptr().cast()) }
+            };
+            // A driver that is too old for the newer code takes the other, which gives the same bits.
+            let module = match source.sm90.filter(|_| major >= 9).map(load) {
+                Some(Ok(module)) => module,
+                _ => load(source.sm80).map_err(fail)?,
+            };
             modules.push((source.name, module));
         }
         let mut shared_memory = opt_in.max(SHARED_MEMORY);

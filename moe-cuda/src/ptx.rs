@@ -6,11 +6,26 @@ pub(crate) struct Source {
     pub(crate) name: &'static str,
     /// For compute capability 8.0 and up.
     pub(crate) sm80: &'static str,
+    /// For compute capability 9.0 and up, where the code differs.
+    pub(crate) sm90: Option<&'static str>,
+}
+
+macro_rules! sm90 {
+    ($name:literal) => {
+        None
+    };
+    ($name:literal sm90) => {
+        Some(include_str!(concat!("../ptx/", $name, ".sm90.ptx")))
+    };
 }
 
 macro_rules! sources {
-    ($($NAME:ident = $name:literal;)*) => {
-        $(const $NAME: Source = Source { name: $name, sm80: include_str!(concat!("../ptx/", $name, ".sm80.ptx")) };)*
+    ($($NAME:ident = $name:literal $($sm90:ident)?;)*) => {
+        $(const $NAME: Source = Source {
+            name: $name,
+            sm80: include_str!(concat!("../ptx/", $name, ".sm80.ptx")),
+            sm90: sm90!($name $($sm90)?),
+        };)*
         /// All files.
         pub(crate) const SOURCES: &[Source] = &[$($NAME),*];
     };
@@ -31,6 +46,8 @@ sources! {
     ROUTER_BLOCK = "router_block";
     ROUTER_GRAD = "router_grad";
     TAIL = "tail";
+    QUANT = "quant" sm90;
+    SWIGLU = "swiglu" sm90;
 }
 
 macro_rules! kernels {
@@ -102,6 +119,15 @@ kernels! {
     RouterLosses = "moe_router_losses" in ROUTER_GRAD,
     RouterGrad = "moe_router_grad" in ROUTER_GRAD,
     ZeroTail = "moe_zero_tail" in TAIL,
+    GatherQuantPerToken = "moe_gather_quant_per_token" in QUANT,
+    GatherQuantBlock128 = "moe_gather_quant_block128" in QUANT,
+    GatherQuantMxfp8 = "moe_gather_quant_mxfp8" in QUANT,
+    GatherQuantNvfp4 = "moe_gather_quant_nvfp4" in QUANT,
+    SwigluQuantPerToken = "moe_swiglu_quant_per_token" in SWIGLU,
+    SwigluQuantBlock128 = "moe_swiglu_quant_block128" in SWIGLU,
+    SwigluQuantMxfp8 = "moe_swiglu_quant_mxfp8" in SWIGLU,
+    SwigluQuantNvfp4 = "moe_swiglu_quant_nvfp4" in SWIGLU,
+    Swiglu = "moe_swiglu" in SWIGLU,
 }
 
 impl Kernel {
@@ -116,7 +142,7 @@ impl Kernel {
 /// were measured with these kernels are filed under.
 pub const SHA256SUMS: &str = include_str!("../ptx/SHA256SUMS");
 
-/// The newest PTX ISA that the kernels ask for.
+/// The newest PTX ISA that the kernels cannot do without.
 pub(crate) fn isa() -> (u32, u32) {
     SOURCES.iter().filter_map(|source| version(source.sm80)).max().unwrap_or((0, 0))
 }
@@ -143,7 +169,10 @@ mod tests {
     #[test]
     fn every_kernel_named_here_is_an_entry_point_of_its_file() {
         for kernel in Kernel::ALL {
-            assert!(entries(kernel.source().sm80).contains(kernel.name()), "{kernel:?}");
+            let source = kernel.source();
+            for text in [Some(source.sm80), source.sm90].into_iter().flatten() {
+                assert!(entries(text).contains(kernel.name()), "{kernel:?}");
+            }
         }
     }
 
@@ -160,6 +189,9 @@ mod tests {
         for source in SOURCES {
             assert!(version(source.sm80).is_some(), "{}", source.name);
             assert!(source.sm80.lines().any(|line| line == ".target sm_80"), "{}", source.name);
+            if let Some(text) = source.sm90 {
+                assert!(text.lines().any(|line| line == ".target sm_90"), "{}", source.name);
+            }
         }
     }
 

@@ -36,6 +36,19 @@ const THREADS: usize = 2_048;
 /// Blocks that zero the tail at most, for each multiprocessor.
 const TAIL_BLOCKS: usize = 8;
 
+/// Elements that a thread quantises at a time.
+const QUANT_UNIT: usize = 16;
+/// Blocks of whole rows, for each multiprocessor, from which on there are enough of them: with fewer a row is shared, or
+/// where it has one scale goes to a larger block. dsv3 takes 3.5 with 1 token in blocks of 448 threads and 4.3 in blocks
+/// of 256, 84.9 and 81.7 with 4,096 tokens.
+const QUANT_BLOCKS: usize = 2;
+const QUANT_MOST_THREADS: usize = 256;
+const QUANT_FEW_THREADS: usize = 512;
+const QUANT_SPLIT_THREADS: usize = 64;
+/// Threads for each multiprocessor where blocks take rows in turn, four times what it holds: SwiGLU to 8-bit floats of
+/// 32,768 rows of 2,048 takes 128 so, 133 with half as many.
+const TURNS_THREADS: usize = 8_192;
+
 /// How a plan is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PlanCut {
@@ -273,6 +286,30 @@ pub(crate) fn thread_grid(block: u32, n: usize, multiprocessors: u32) -> u32 {
 pub(crate) fn warp_grid(block: u32, n: usize, multiprocessors: u32) -> u32 {
     let most = THREADS / block as usize * multiprocessors as usize;
     n.div_ceil(block as usize / 32).clamp(1, most) as u32
+}
+
+/// Threads of a block, and blocks that share a token, in a gather that quantises; a thread takes a unit of 16 elements.
+/// A row with one scale is not shared.
+pub(crate) fn quant_cut(tokens: usize, hidden: usize, one_scale: bool, multiprocessors: u32) -> (u32, u32) {
+    let threads = |most: usize| hidden.div_ceil(QUANT_UNIT).next_multiple_of(32).min(most);
+    if tokens >= QUANT_BLOCKS * multiprocessors as usize {
+        (threads(QUANT_MOST_THREADS) as u32, 1)
+    } else if one_scale {
+        (threads(QUANT_FEW_THREADS) as u32, 1)
+    } else {
+        let block = threads(QUANT_SPLIT_THREADS);
+        (block as u32, hidden.div_ceil(QUANT_UNIT * block) as u32)
+    }
+}
+
+/// Threads of a block that activates whole rows: one for each unit, as far as a block has them.
+pub(crate) fn activation_threads(hidden: usize) -> u32 {
+    hidden.div_ceil(QUANT_UNIT).next_multiple_of(32).min(QUANT_MOST_THREADS) as u32
+}
+
+/// Blocks of so many threads that take `rows` rows in turn.
+pub(crate) fn turns(rows: usize, block: u32, multiprocessors: u32) -> u32 {
+    rows.min(TURNS_THREADS / block as usize * multiprocessors as usize).max(1) as u32
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use moe_core::conformance::{GROUPS, Options, expect_pass, router};
+use moe_core::conformance::{GROUPS, Options, expect_pass, quant, router};
 use moe_core::{Dev, Device};
 use moe_cuda::{Cuda, CudaDevice};
 
@@ -31,6 +31,11 @@ fn cuda_passes_the_conformance_suite() {
 #[test]
 fn cuda_passes_the_routers_suite() {
     passes(router::GROUPS, router::expect_pass::<Cuda>);
+}
+
+#[test]
+fn cuda_passes_the_quantisation_suite() {
+    passes(quant::GROUPS, quant::expect_pass::<Cuda>);
 }
 
 fn passes(groups: &[&str], expect_pass: fn(&str, &str, &Options)) {

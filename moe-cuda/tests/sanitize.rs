@@ -8,6 +8,7 @@ use common::{Rng, cpu, device};
 use half::{bf16, f16};
 use moe_core::eplb::LoadRecorder;
 use moe_core::float8::{F8E4M3, F8E5M2};
+use moe_core::quant::{Block128, ExponentRounding, Mxfp8, Nvfp4, PerToken, Quantization, ScaleLayout};
 use moe_core::{
     Buf, Capacity, CombineInput, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Router, Routing, Rows,
     Scoring, Workspace,
@@ -215,6 +216,36 @@ fn router<T: Float>(queue: &mut Queue<'_, Cuda>, router: Router) {
     grad.check(queue);
 }
 
+/// Gathering and activating in one format: rows that are padded and rows past the end, values and scales with canaries.
+fn quantised<T: Float, Q: Quantization>(queue: &mut Queue<'_, Cuda>, case: Case, format: Q) {
+    let Case { tokens, hidden: h, shift, .. } = case;
+    let plan = plan(queue, case);
+    let rows = plan.num_rows();
+    let cols = format.format().value_cols(h).unwrap();
+    let scale_len = format.format().scale_shape(rows, h).unwrap().len();
+    let x = queue.upload(&Rng(5).floats::<T>(tokens * h + shift)).unwrap();
+    let both = queue.upload(&Rng(6).floats::<T>(rows * 2 * h)).unwrap();
+    let (mut values, mut scales) =
+        (Guarded::<Q::Value>::new(queue, rows * cols + shift), Guarded::<Q::Scale>::new(queue, scale_len));
+    let tokens = x.view().slice(shift..tokens * h + shift).unwrap().rows(h).unwrap();
+    let gather = plan.gather_quant(tokens, format);
+    gather.run_into(queue, values.view(shift).rows(cols).unwrap(), scales.view(0)).unwrap();
+    let activation = plan.swiglu(both.rows(2 * h).unwrap()).unwrap();
+    activation.quantized(format).run_into(queue, values.view(shift).rows(cols).unwrap(), scales.view(0)).unwrap();
+    values.check(queue);
+    scales.check(queue);
+    let mut out = Guarded::<bf16>::new(queue, rows * h);
+    plan.swiglu(both.rows(2 * h).unwrap()).unwrap().run_into(queue, out.view(0).rows(h).unwrap()).unwrap();
+    out.check(queue);
+}
+
+fn formats<T: Float>(queue: &mut Queue<'_, Cuda>, case: Case) {
+    quantised::<T, _>(queue, case, PerToken);
+    quantised::<T, _>(queue, case, Block128(ScaleLayout::ColumnMajor));
+    quantised::<T, _>(queue, case, Mxfp8 { rounding: ExponentRounding::Ceil, layout: ScaleLayout::Swizzled });
+    quantised::<T, _>(queue, case, Nvfp4 { global_scale: 2.0, layout: ScaleLayout::Swizzled });
+}
+
 #[test]
 fn every_kernel_stays_inside_of_its_memory() {
     let Some(device) = device("cuda") else { return };
@@ -246,6 +277,9 @@ fn every_kernel_stays_inside_of_its_memory() {
     routes::<u8, f32>(&mut queue, MASK);
     routes::<i32, bf16>(&mut queue, routes::Case { shift: 1, gap: 3, max_routes: 3, capacity: Some(2), ..MASK });
     routes::<u8, f16>(&mut queue, routes::Case { experts: 131, ranks: 1, max_routes: 140, chunks: 40, ..MASK });
+    formats::<f32>(&mut queue, base);
+    formats::<f16>(&mut queue, Case { hidden: 130, shift: 1, ..base }); // elements that fill no unit
+    formats::<bf16>(&mut queue, Case { hidden: 8_208, tokens: 3, ..base }); // more than a block has threads for
     eights::<F8E4M3>(&mut queue, base);
     eights::<F8E5M2>(&mut queue, base);
     let sigmoid = |experts, top_k| Router::new(experts, top_k).scoring(Scoring::Sigmoid).renormalize();
