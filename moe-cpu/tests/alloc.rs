@@ -5,7 +5,7 @@
 
 use moe_core::float8::F8E4M3;
 use moe_core::half::bf16;
-use moe_core::{Dev, Layout, Limits, PlanSpec, Queue, Result, RoutePlan, Routing, Workspace};
+use moe_core::{Dev, Layout, Limits, PlanSpec, Queue, Result, RoutePlan, Router, Routing, Scoring, Workspace};
 use moe_cpu::Cpu;
 use std::alloc::{GlobalAlloc, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -118,6 +118,25 @@ fn check(device: &Dev<Cpu>) -> Result<()> {
         found.push((layout, "zero_tail", n));
     }
     found.extend(routes(q, &mut workspace)?);
+    let router = Router::new(experts, top_k).scoring(Scoring::Sigmoid).renormalize().groups(8, 4);
+    let (logits, bias) = (q.upload(&vec![bf16::ONE; tokens * experts])?, q.zeros::<f32>(experts)?);
+    let (mut ids, mut weights) = (q.zeros::<i32>(tokens * top_k)?, q.zeros::<f32>(tokens * top_k)?);
+    let (mut terms, mut losses) = (q.zeros::<f32>(tokens * 2)?, q.zeros::<f32>(2)?);
+    let mut grad = q.zeros::<bf16>(tokens * experts)?;
+    let n = allocations(q, |q| {
+        let route = router.route(logits.rows(experts)?).correction_bias(bias.view());
+        route.run_into(q, ids.view_mut(), weights.view_mut())
+    })?;
+    found.push((Layout::Packed, "route", n));
+    let n = allocations(q, |q| {
+        router.losses(logits.rows(experts)?).z(0.1).run_into(q, terms.view_mut(), losses.view_mut())
+    })?;
+    found.push((Layout::Packed, "router losses", n));
+    let n = allocations(q, |q| {
+        let op = router.grad(logits.rows(experts)?).weights(ids.view(), weights.view()).z(0.1);
+        op.run_into(q, grad.rows_mut(experts)?)
+    })?;
+    found.push((Layout::Packed, "router grad", n));
     // The counter works: an allocating form is seen.
     let seen = allocations(q, |q| q.zeros::<u8>(1).map(drop))?;
     assert!(seen >= RUNS, "the counter saw {seen} of {RUNS} allocations");

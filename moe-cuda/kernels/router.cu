@@ -2,7 +2,7 @@
 // the rules are moe-core's raw::RouteArgs, to the bit.
 //
 // moe_route_128, _256 and _512 hold the logits of up to as many experts in registers and take up to 32 of them, from up
-// to 32 groups. The choice: the k-th largest of the lanes' largest keys is a bound that at least k keys reach; those that
+// to 32 groups; those with a suffix are the same for what is said of it in router.cuh. The choice: the k-th largest of the lanes' largest keys is a bound that at least k keys reach; those that
 // reach it, seldom more than a few, are laid side by side in ascending id and ranked by counting. Where more than 32
 // reach it, and in moe_route_any, which takes any number of anything, experts are taken one after the other.
 #include "router.cuh"
@@ -42,40 +42,62 @@ MOE_DEV float moe_route_key(const MoeRouteParams &r, const MoeProbs &all, u32 e,
     return x != x ? MOE_NAN : __fadd_rn(score, __ldg((const float *)r.bias + e));
 }
 
-// The weight before scaling of a taken expert with logit x, in a warp whose first `taken` lanes hold those taken.
-MOE_DEV float moe_route_weight(const MoeRouteParams &r, const MoeProbs &all, float x, u32 lane) {
-    bool own = lane < r.k;
-    if (r.scoring == MOE_SIGMOID) {
-        float s = own ? moe_score(x) : 0.0f;
-        if (!r.renormalize) return s;
-        float sum = moe_warp_sum(s);
-        return sum == 0.0f ? __fdiv_rn(1.0f, (float)r.k) : __fdiv_rn(s, sum);
-    }
-    if (r.scoring == MOE_SOFTMAX && !r.renormalize) return __fdiv_rn(moe_share(x, all.m), all.sum);
-    float m = moe_order_key(__reduce_max_sync(MOE_FULL, own ? moe_order(x) : 0u));
-    float share = own ? moe_share(x, m) : 0.0f;
-    return __fdiv_rn(share, moe_warp_sum(share));
-}
-
-// The open groups, a bit for each, from the two largest orders of group `lane`.
-MOE_DEV u32 moe_route_open(const MoeRouteParams &r, u32 one, u32 two, u32 lane) {
-    if (r.bias != 0 && r.experts > r.n_group) one = moe_order(__fadd_rn(moe_order_key(one), moe_order_key(two)));
+// The open groups, a bit for each, from the two largest orders of group `lane`, 0 from n_group on. With `both` a group
+// counts as much as the sum of its two.
+MOE_DEV u32 moe_route_open(const MoeRouteParams &r, bool both, u32 one, u32 two, u32 lane) {
+    if (both && one) one = moe_order(__fadd_rn(moe_order_key(one), moe_order_key(two)));
     u32 better = 0;
-    for (u32 g = 0; g < r.n_group; g++) {
-        u32 other = __shfl_sync(MOE_FULL, one, g);
-        better += other > one || (other == one && g < lane);
-    }
+#pragma unroll 1
+    for (u32 first = 0; first < r.n_group; first += 8)
+#pragma unroll
+        for (u32 i = 0; i < 8; i++)
+            better += __shfl_sync(MOE_FULL, one, first + i) > one - (first + i < lane);
     return __ballot_sync(MOE_FULL, lane < r.n_group && better < r.topk_group);
 }
 
+// The two largest orders of each of 8 groups, of which group j is register j of all lanes: lane g gets those of group g
+// mod 8. Each step halves the groups that a lane looks at and doubles the lanes that a group's best are of.
+MOE_DEV uint2 moe_route_group_bests(const u32 (&order)[8], u32 lane) {
+    u32 a[4], b[4];
+    bool upper = lane & 16;
+#pragma unroll
+    for (u32 i = 0; i < 4; i++) {
+        u32 keep = upper ? order[i + 4] : order[i], give = upper ? order[i] : order[i + 4];
+        u32 got = __shfl_xor_sync(MOE_FULL, give, 16);
+        a[i] = max(keep, got);
+        b[i] = min(keep, got);
+    }
+#pragma unroll
+    for (u32 half = 2; half; half >>= 1) {
+        upper = lane & (4 * half);
+#pragma unroll
+        for (u32 i = 0; i < half; i++) {
+            u32 one = __shfl_xor_sync(MOE_FULL, upper ? a[i] : a[i + half], 4 * half);
+            u32 two = __shfl_xor_sync(MOE_FULL, upper ? b[i] : b[i + half], 4 * half);
+            u32 own = upper ? a[i + half] : a[i], next = upper ? b[i + half] : b[i];
+            a[i] = max(own, one);
+            b[i] = max(min(own, one), max(next, two));
+        }
+    }
+#pragma unroll
+    for (u32 s = 2; s; s >>= 1) {
+        u32 one = __shfl_xor_sync(MOE_FULL, a[0], s), two = __shfl_xor_sync(MOE_FULL, b[0], s);
+        b[0] = max(min(a[0], one), max(b[0], two));
+        a[0] = max(a[0], one);
+    }
+    // Now group g is in lanes 4 g to 4 g + 3.
+    return make_uint2(__shfl_sync(MOE_FULL, a[0], 4 * lane), __shfl_sync(MOE_FULL, b[0], 4 * lane));
+}
+
 // J logits a lane.
-template <u32 J>
+template <u32 J, typename Known>
 MOE_DEV void moe_route_registers(const MoeRouteParams &r) {
     __shared__ uint4 stage[MOE_ROUTE_WARPS][32];
     u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 t = blockIdx.x * (blockDim.x / 32) + warp;
     if (t >= r.tokens) return;
-    u64 row = r.logits + t * r.logit_stride;
+    bool sigmoid = Known::sigmoid(r.scoring), biased = Known::biased(r.bias);
+    u64 probs = Known::probs(r.probs), row = r.logits + t * r.logit_stride;
     float x[J];
     // Loads first: nothing depends on the count of valid tokens but what is written.
     if (r.dtype == MOE_F32) {
@@ -100,14 +122,15 @@ MOE_DEV void moe_route_registers(const MoeRouteParams &r) {
 
     u32 order[J];
     MoeProbs all;
-    all.sigmoid = r.scoring == MOE_SIGMOID;
+    all.sigmoid = sigmoid;
     all.m = all.sum = 0.0f;
     all.alike = 1.0f;
+    bool plain = !sigmoid && r.scoring == MOE_SOFTMAX && !r.renormalize;
 #pragma unroll
     for (u32 j = 0; j < J; j++) order[j] = lane + 32 * j < r.experts ? moe_order(x[j]) : 0u;
-    if (r.probs || moe_route_needs_softmax(r)) {
+    if (probs || plain || (biased && !sigmoid && r.scoring == MOE_SOFTMAX)) {
         float sum = 0.0f;
-        if (all.sigmoid) {
+        if (sigmoid) {
             all.alike = __fdiv_rn(1.0f, (float)r.experts);
 #pragma unroll
             for (u32 j = 0; j < J; j++)
@@ -117,39 +140,61 @@ MOE_DEV void moe_route_registers(const MoeRouteParams &r) {
 #pragma unroll
             for (u32 j = 0; j < J; j++) most = max(most, order[j]);
             all.m = moe_order_key(__reduce_max_sync(MOE_FULL, most));
+            if (moe_finite(all.m)) {
 #pragma unroll
-            for (u32 j = 0; j < J; j++)
-                if (lane + 32 * j < r.experts) sum = __fadd_rn(sum, moe_share(x[j], all.m));
+                for (u32 j = 0; j < J; j++) {
+                    float share = moe_exp(__fsub_rn(x[j], all.m));
+                    if (lane + 32 * j < r.experts) sum = __fadd_rn(sum, x[j] != x[j] ? 0.0f : share);
+                }
+            } else {
+#pragma unroll
+                for (u32 j = 0; j < J; j++)
+                    if (lane + 32 * j < r.experts) sum = __fadd_rn(sum, moe_share(x[j], all.m));
+            }
         }
         all.sum = moe_warp_sum(sum);
-        if (r.probs) {
+        if (probs) {
 #pragma unroll
             for (u32 j = 0; j < J; j++)
                 if (lane + 32 * j < r.experts)
-                    ((float *)(r.probs + t * r.prob_stride))[lane + 32 * j] = all.of(x[j]);
+                    ((float *)(probs + t * r.prob_stride))[lane + 32 * j] = all.of(x[j]);
         }
     }
-    if (r.bias) {
+    // Of a sigmoid's experts the scores are kept, once they are there, of others the logits.
+    if (biased) {
 #pragma unroll
         for (u32 j = 0; j < J; j++)
-            if (lane + 32 * j < r.experts) order[j] = moe_order(moe_route_key(r, all, lane + 32 * j, x[j]));
+            if (lane + 32 * j < r.experts) {
+                float score = x[j];
+                if (sigmoid) score = moe_score(x[j]);
+                else if (r.scoring == MOE_SOFTMAX) score = all.of(x[j]);
+                float key = x[j] != x[j] ? MOE_NAN : __fadd_rn(score, __ldg((const float *)r.bias + lane + 32 * j));
+                order[j] = moe_order(key);
+                if (sigmoid) x[j] = score;
+            }
     }
 
-    if (r.topk_group < r.n_group) {
-        u32 size = r.experts / r.n_group, one = 0, two = 0;
+    if (Known::grouped(r.n_group, r.topk_group)) {
+        u32 size = Known::group(r.experts, r.n_group), one = 0, two = 0;
         if (size == 32) {
-            // Group j is register j of all lanes.
+            if constexpr (J == 8) {
+                uint2 bests = moe_route_group_bests(order, lane);
+                one = bests.x;
+                two = bests.y;
+            } else {
 #pragma unroll
-            for (u32 j = 0; j < J; j++) {
-                u32 first = __reduce_max_sync(MOE_FULL, order[j]);
-                u32 with = __ballot_sync(MOE_FULL, order[j] == first);
-                u32 second = __reduce_max_sync(MOE_FULL, order[j] == first ? 0u : order[j]);
-                if (lane == j) {
-                    one = first;
-                    two = with & (with - 1) ? first : second;
+                for (u32 j = 0; j < J; j++) {
+                    u32 first = __reduce_max_sync(MOE_FULL, order[j]);
+                    u32 with = __ballot_sync(MOE_FULL, order[j] == first);
+                    u32 second = __reduce_max_sync(MOE_FULL, order[j] == first ? 0u : order[j]);
+                    if (lane == j) {
+                        one = first;
+                        two = with & (with - 1) ? first : second;
+                    }
                 }
             }
         } else {
+#pragma unroll 1
             for (u32 g = 0; g < r.n_group; g++) {
                 u32 a = 0, b = 0;
 #pragma unroll
@@ -168,10 +213,11 @@ MOE_DEV void moe_route_registers(const MoeRouteParams &r) {
                 }
             }
         }
-        u32 open = moe_route_open(r, one, two, lane);
+        if (lane >= r.n_group) one = 0;
+        u32 open = moe_route_open(r, biased && size > 1, one, two, lane);
         if (size == 32) {
 #pragma unroll
-            for (u32 j = 0; j < J; j++) order[j] = open >> (j % 32) & 1 ? order[j] : 0u;
+            for (u32 j = 0; j < J; j++) order[j] = open >> j & 1 ? order[j] : 0u;
         } else {
 #pragma unroll
             for (u32 j = 0; j < J; j++) {
@@ -200,26 +246,24 @@ MOE_DEV void moe_route_registers(const MoeRouteParams &r) {
         found += __popc(with);
     }
     i32 id = 0;
-    float taken = 0.0f;
+    float value = 0.0f;
     if (found <= 32) {
         __syncwarp();
         uint4 own = make_uint4(0, 0, 0, 0);
         if (lane < found) own = stage[warp][lane];
         u32 rank = 0;
-        for (u32 i = 0; i < found; i++) {
-            u32 other = __shfl_sync(MOE_FULL, own.x, i);
-            rank += other > own.x || (other == own.x && i < lane);
-        }
+        for (u32 i = 0; i < found; i++) rank += __shfl_sync(MOE_FULL, own.x, i) > own.x - (i < lane);
         __syncwarp();
         if (lane < found && rank < r.k) stage[warp][rank] = own;
         __syncwarp();
         if (lane < r.k) {
             uint4 mine = stage[warp][lane];
             id = (i32)mine.y;
-            taken = __uint_as_float(mine.z);
+            value = __uint_as_float(mine.z);
         }
     } else {
         MoeLast last = {0xffffffffu, -1};
+#pragma unroll 1
         for (u32 k = 0; k < r.k; k++) {
             u32 best = 0;
             i32 at = 0;
@@ -236,18 +280,51 @@ MOE_DEV void moe_route_registers(const MoeRouteParams &r) {
             last = {first, winner};
             if (lane == k) id = winner;
         }
-        if (lane < r.k) taken = moe_logit(row, (u32)id, r.dtype);
+        if (lane < r.k) value = moe_logit(row, (u32)id, r.dtype);
+        if (sigmoid && biased) value = moe_score(value);
     }
-    float weight = __fmul_rn(moe_route_weight(r, all, taken, lane), r.scaling_factor);
-    if (lane < r.k) {
+
+    // Lane k holds number k of those taken.
+    bool own = lane < r.k;
+    float weight;
+    if (sigmoid) {
+        weight = own ? (biased ? value : moe_score(value)) : 0.0f;
+        if (r.renormalize) {
+            float sum = moe_warp_sum(weight);
+            bool none = sum == 0.0f;
+            weight = __fdiv_rn(none ? 1.0f : weight, none ? (float)r.k : sum);
+        }
+    } else if (plain) {
+        weight = __fdiv_rn(moe_share(value, all.m), all.sum);
+    } else {
+        float m = moe_order_key(__reduce_max_sync(MOE_FULL, own ? moe_order(value) : 0u));
+        weight = own ? moe_share(value, m) : 0.0f;
+        weight = __fdiv_rn(weight, moe_warp_sum(weight));
+    }
+    if (own) {
         ((i32 *)r.ids)[(u64)t * r.k + lane] = id;
-        moe_store_any(r.weights, (u64)t * r.k + lane, r.weight_dtype, weight);
+        moe_store_any(r.weights, (u64)t * r.k + lane, r.weight_dtype, __fmul_rn(weight, r.scaling_factor));
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256) moe_route_128(MoeRouteParams r) { moe_route_registers<4>(r); }
-extern "C" __global__ void __launch_bounds__(256) moe_route_256(MoeRouteParams r) { moe_route_registers<8>(r); }
-extern "C" __global__ void __launch_bounds__(256) moe_route_512(MoeRouteParams r) { moe_route_registers<16>(r); }
+extern "C" __global__ void __launch_bounds__(256) moe_route_128(MoeRouteParams r) {
+    moe_route_registers<4, MoeRouteAny>(r);
+}
+extern "C" __global__ void __launch_bounds__(256) moe_route_256(MoeRouteParams r) {
+    moe_route_registers<8, MoeRouteAny>(r);
+}
+extern "C" __global__ void __launch_bounds__(256) moe_route_512(MoeRouteParams r) {
+    moe_route_registers<16, MoeRouteAny>(r);
+}
+extern "C" __global__ void __launch_bounds__(256) moe_route_128_softmax(MoeRouteParams r) {
+    moe_route_registers<4, MoeRouteSoftmax>(r);
+}
+extern "C" __global__ void __launch_bounds__(256) moe_route_256_softmax(MoeRouteParams r) {
+    moe_route_registers<8, MoeRouteSoftmax>(r);
+}
+extern "C" __global__ void __launch_bounds__(256) moe_route_256_grouped(MoeRouteParams r) {
+    moe_route_registers<8, MoeRouteGrouped>(r);
+}
 
 // Any number of experts, groups and experts taken: one warp a block. Orders lie in dynamic shared memory where the host
 // gives 4 bytes an expert, else they are computed again for each expert taken.

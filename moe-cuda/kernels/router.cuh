@@ -97,3 +97,33 @@ MOE_DEV MoeProbs moe_row_probs(u64 row, u32 experts, u32 dtype, u32 scoring) {
     p.sum = p.sigmoid ? moe_row_scores(row, experts, dtype) : moe_row_shares(row, experts, dtype, p.m);
     return p;
 }
+
+// What is known of a router when its kernel is compiled: nothing; a softmax without bias and groups; a sigmoid with a
+// bias and groups of 32 experts, at most 8. None of the latter two with probabilities.
+struct MoeRouteAny {
+    static const u32 experts = 1024; // of the kernel with a block for each token
+    static MOE_DEV bool sigmoid(u32 scoring) { return scoring == MOE_SIGMOID; }
+    static MOE_DEV bool biased(u64 bias) { return bias != 0; }
+    static MOE_DEV bool grouped(u32 n_group, u32 topk_group) { return topk_group < n_group; }
+    static MOE_DEV u64 probs(u64 probs) { return probs; }
+    static const u32 groups = 32;
+    static MOE_DEV u32 group(u32 experts, u32 n_group) { return experts / n_group; }
+};
+struct MoeRouteSoftmax {
+    static const u32 experts = 256;
+    static MOE_DEV bool sigmoid(u32) { return false; }
+    static MOE_DEV bool biased(u64) { return false; }
+    static MOE_DEV bool grouped(u32, u32) { return false; }
+    static MOE_DEV u64 probs(u64) { return 0; }
+    static const u32 groups = 8;
+    static MOE_DEV u32 group(u32, u32) { return 32; }
+};
+struct MoeRouteGrouped {
+    static const u32 experts = 256;
+    static MOE_DEV bool sigmoid(u32) { return true; }
+    static MOE_DEV bool biased(u64) { return true; }
+    static MOE_DEV bool grouped(u32, u32) { return true; }
+    static MOE_DEV u64 probs(u64) { return 0; }
+    static const u32 groups = 8;
+    static MOE_DEV u32 group(u32, u32) { return 32; }
+};

@@ -422,7 +422,6 @@ mod tests {
                 let (field, ty) = line.split_once(": ").unwrap();
                 match ty {
                     "PlanParams" => ("MoePlanParams".into(), field.into()),
-                    "f32" => ("float".into(), field.into()),
                     "[RowsParams; 2]" => ("MoeRows".into(), format!("{field}[2]")),
                     _ => (ty.into(), field.into()),
                 }

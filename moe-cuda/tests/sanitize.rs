@@ -197,6 +197,7 @@ fn router<T: Float>(queue: &mut Queue<'_, Cuda>, router: Router) {
     let op = router.route(x!()).correction_bias(bias.view()).valid_tokens(valid.view());
     op.probs(probs.view(0).rows(experts).unwrap()).run_into(queue, ids.view(0), weights.view(0)).unwrap();
     router.route(x!()).run_into(queue, ids.view(0), weights.view(0)).unwrap();
+    router.route(x!()).correction_bias(bias.view()).run_into(queue, ids.view(0), weights.view(0)).unwrap();
     ids.check(queue);
     weights.check(queue);
     probs.check(queue);
@@ -285,6 +286,9 @@ fn every_kernel_stays_inside_of_its_memory() {
     let sigmoid = |experts, top_k| Router::new(experts, top_k).scoring(Scoring::Sigmoid).renormalize();
     router::<f32>(&mut queue, Router::new(60, 4));
     router::<bf16>(&mut queue, sigmoid(1000, 8));
+    router::<f16>(&mut queue, Router::new(60, 9)); // more than the kernels with a block for each token take
+    router::<f32>(&mut queue, Router::new(250, 20).scoring(Scoring::SoftmaxOfTopK));
+    router::<bf16>(&mut queue, sigmoid(256, 30).groups(8, 4));
     router::<f16>(&mut queue, sigmoid(256, 8).groups(8, 4));
     router::<bf16>(&mut queue, sigmoid(510, 32).groups(30, 7));
     router::<f32>(&mut queue, Router::new(1025, 40).renormalize());

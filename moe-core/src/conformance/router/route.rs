@@ -20,28 +20,31 @@ pub(super) fn ids_and_weights<B: RouterBackend>(ctx: &mut Ctx<'_, B>) {
     }
 }
 
-/// Bugs of other libraries: NaN logits gave ids out of range.
+/// Bugs of other libraries: NaN logits gave ids out of range. The weights are defined, too: they add up to 1.
 pub(super) fn bug_06_nan_and_infinite_logits_give_ids_in_range<B: RouterBackend>(ctx: &mut Ctx<'_, B>) {
-    broken(ctx, |ids, experts| {
+    broken(ctx, |ids, weights, experts| {
         let found = ids.iter().find(|id| !(0..experts as i32).contains(*id));
-        ensure(found.is_none(), || format!("{ids:?} are not all below {experts}"))
+        ensure(found.is_none(), || format!("{ids:?} are not all below {experts}"))?;
+        let sum: f32 = weights.iter().sum();
+        ensure((sum - 1.0).abs() < 1e-5, || format!("weights {weights:?} add up to {sum}"))
     });
 }
 
 /// Bugs of other libraries: NaN logits gave the same id twice.
 pub(super) fn bug_07_nan_and_infinite_logits_give_distinct_ids<B: RouterBackend>(ctx: &mut Ctx<'_, B>) {
-    broken(ctx, |ids, _| {
+    broken(ctx, |ids, _, _| {
         let distinct: HashSet<i32> = ids.iter().copied().collect();
         ensure(distinct.len() == ids.len(), || format!("{ids:?} are not distinct"))
     });
 }
 
-fn broken<B: RouterBackend>(ctx: &mut Ctx<'_, B>, holds: fn(&[i32], usize) -> Checked) {
+fn broken<B: RouterBackend>(ctx: &mut Ctx<'_, B>, holds: fn(&[i32], &[f32], usize) -> Checked) {
     for scoring in [Scoring::Softmax, Scoring::SoftmaxOfTopK, Scoring::Sigmoid] {
         for (experts, groups, top_k) in [(4, None, 4), (64, Some((8, 3)), 8), (256, None, 8), (1040, Some((8, 4)), 40)]
         {
             for bias in [false, true] {
-                let case = Case { scoring, groups, bias, logits: Logits::Broken, ..Case::plain(24, experts, top_k) };
+                let plain = Case::plain(24, experts, top_k);
+                let case = Case { scoring, groups, bias, renormalize: true, logits: Logits::Broken, ..plain };
                 ctx.case(format!("{case:?}"), |ctx, rng| {
                     let logits: Vec<f32> = case.logits(rng);
                     let logits = ctx.queue.upload(&logits)?;
@@ -51,9 +54,10 @@ fn broken<B: RouterBackend>(ctx: &mut Ctx<'_, B>, holds: fn(&[i32], usize) -> Ch
                     if let Some(bias) = &bias {
                         op = op.correction_bias(bias.view());
                     }
-                    let (ids, _) = op.run::<f32>(&mut ctx.queue)?;
-                    let ids = ctx.queue.download(ids.view())?;
-                    ids.chunks(top_k).try_for_each(|ids| holds(ids, experts))
+                    let (ids, weights) = op.run::<f32>(&mut ctx.queue)?;
+                    let (ids, weights) = (ctx.queue.download(ids.view())?, ctx.queue.download(weights.view())?);
+                    let mut tokens = ids.chunks(top_k).zip(weights.chunks(top_k));
+                    tokens.try_for_each(|(ids, weights)| holds(ids, weights, experts))
                 });
             }
         }

@@ -2,6 +2,7 @@
 
 mod conversions;
 mod planning;
+mod router;
 mod rows;
 
 use super::*;
