@@ -2,7 +2,7 @@
 // the rules are moe-core's raw::RouteArgs, to the bit.
 //
 // moe_route_128, _256 and _512 hold the logits of up to as many experts in registers and take up to 32 of them, from up
-// to 32 groups; those with a suffix are the same for what is said of it in router.cuh. The choice: the k-th largest of the lanes' largest keys is a bound that at least k keys reach; those that
+// to 32 groups, but no bias on a softmax of all experts; those with a suffix are the same for what is said of it in router.cuh. The choice: the k-th largest of the lanes' largest keys is a bound that at least k keys reach; those that
 // reach it, seldom more than a few, are laid side by side in ascending id and ranked by counting. Where more than 32
 // reach it, and in moe_route_any, which takes any number of anything, experts are taken one after the other.
 #include "router.cuh"
@@ -121,44 +121,31 @@ MOE_DEV void moe_route_registers(const MoeRouteParams &r) {
     }
 
     u32 order[J];
-    MoeProbs all;
-    all.sigmoid = sigmoid;
-    all.m = all.sum = 0.0f;
-    all.alike = 1.0f;
+    float all_m = 0.0f, all_sum = 0.0f;
     bool plain = !sigmoid && r.scoring == MOE_SOFTMAX && !r.renormalize;
 #pragma unroll
     for (u32 j = 0; j < J; j++) order[j] = lane + 32 * j < r.experts ? moe_order(x[j]) : 0u;
-    if (probs || plain || (biased && !sigmoid && r.scoring == MOE_SOFTMAX)) {
-        float sum = 0.0f;
-        if (sigmoid) {
-            all.alike = __fdiv_rn(1.0f, (float)r.experts);
+    if (plain) {
+        u32 most = 0;
 #pragma unroll
-            for (u32 j = 0; j < J; j++)
-                if (lane + 32 * j < r.experts) sum = __fadd_rn(sum, moe_score(x[j]));
-        } else {
-            u32 most = 0;
+        for (u32 j = 0; j < J; j++) most = max(most, order[j]);
+        all_m = moe_order_key(__reduce_max_sync(MOE_FULL, most));
+        if (moe_finite(all_m)) {
+            float sum = 0.0f;
 #pragma unroll
-            for (u32 j = 0; j < J; j++) most = max(most, order[j]);
-            all.m = moe_order_key(__reduce_max_sync(MOE_FULL, most));
-            if (moe_finite(all.m)) {
-#pragma unroll
-                for (u32 j = 0; j < J; j++) {
-                    float share = moe_exp(__fsub_rn(x[j], all.m));
-                    if (lane + 32 * j < r.experts) sum = __fadd_rn(sum, x[j] != x[j] ? 0.0f : share);
-                }
-            } else {
-#pragma unroll
-                for (u32 j = 0; j < J; j++)
-                    if (lane + 32 * j < r.experts) sum = __fadd_rn(sum, moe_share(x[j], all.m));
+            for (u32 j = 0; j < J; j++) {
+                float share = moe_exp(__fsub_rn(x[j], all_m));
+                if (lane + 32 * j < r.experts) sum = __fadd_rn(sum, x[j] != x[j] ? 0.0f : share);
             }
+            all_sum = moe_warp_sum(sum);
+        } else {
+            all_sum = moe_row_shares(row, r.experts, r.dtype, all_m);
         }
-        all.sum = moe_warp_sum(sum);
-        if (probs) {
-#pragma unroll
-            for (u32 j = 0; j < J; j++)
-                if (lane + 32 * j < r.experts)
-                    ((float *)(probs + t * r.prob_stride))[lane + 32 * j] = all.of(x[j]);
-        }
+    }
+    if (probs) {
+        MoeProbs p = moe_row_probs(row, r.experts, r.dtype, r.scoring);
+        for (u32 e = lane; e < r.experts; e += 32)
+            ((float *)(probs + t * r.prob_stride))[e] = p.of(moe_logit(row, e, r.dtype));
     }
     // Of a sigmoid's experts the scores are kept, once they are there, of others the logits.
     if (biased) {
@@ -167,7 +154,6 @@ MOE_DEV void moe_route_registers(const MoeRouteParams &r) {
             if (lane + 32 * j < r.experts) {
                 float score = x[j];
                 if (sigmoid) score = moe_score(x[j]);
-                else if (r.scoring == MOE_SOFTMAX) score = all.of(x[j]);
                 float key = x[j] != x[j] ? MOE_NAN : __fadd_rn(score, __ldg((const float *)r.bias + lane + 32 * j));
                 order[j] = moe_order(key);
                 if (sigmoid) x[j] = score;
@@ -295,7 +281,7 @@ MOE_DEV void moe_route_registers(const MoeRouteParams &r) {
             weight = __fdiv_rn(none ? 1.0f : weight, none ? (float)r.k : sum);
         }
     } else if (plain) {
-        weight = __fdiv_rn(moe_share(value, all.m), all.sum);
+        weight = __fdiv_rn(moe_share(value, all_m), all_sum);
     } else {
         float m = moe_order_key(__reduce_max_sync(MOE_FULL, own ? moe_order(value) : 0u));
         weight = own ? moe_share(value, m) : 0.0f;

@@ -55,7 +55,7 @@ pub(crate) fn route_cut(tokens: usize, shape: &RouterShape, bias: bool, probs: b
         return (kernel, cut(tokens as u32, (experts as u32).next_multiple_of(WARP), 0));
     }
     let kernel = match (experts, kind) {
-        _ if top_k > LANES || n_group > LANES => Kernel::RouteAny,
+        _ if top_k > LANES || n_group > LANES || softmax_of_all => Kernel::RouteAny,
         (..=128, Kind::Softmax) => Kernel::Route128Softmax,
         (..=256, Kind::Softmax) => Kernel::Route256Softmax,
         (..=256, Kind::Grouped) => Kernel::Route256Grouped,
@@ -90,30 +90,33 @@ mod tests {
         for num_experts in [1, 32, 33, 128, 129, 256, 257, 512, 513, 1024, 1025, 12_032, 12_033, 1 << 20] {
             for top_k in [1, 8, 9, 32, 33] {
                 for n_group in [1, 2, 8, 33, 128] {
-                    for (tokens, bias, probs) in
-                        [(1, false, false), (256, true, false), (257, false, true), (1 << 20, true, true)]
-                    {
-                        let groups = Some(RouterGroups { n_group, topk_group: n_group.div_ceil(2) });
-                        let shape = RouterShape { num_experts, top_k, groups, ..plain };
-                        let (kernel, cut) = route_cut(tokens, &shape, bias, probs);
-                        let (most, warps) = match kernel {
-                            Kernel::Route128 | Kernel::Route128Softmax => (128, 8),
-                            Kernel::Route256 | Kernel::Route256Softmax | Kernel::Route256Grouped => (256, 8),
-                            Kernel::Route512 => (512, 8),
-                            Kernel::RouteBlock => (1024, 32),
-                            Kernel::RouteBlockSoftmax | Kernel::RouteBlockGrouped => (256, 8),
-                            _ => (usize::MAX, 1),
-                        };
-                        use Kernel::{RouteBlock, RouteBlockGrouped, RouteBlockSoftmax};
-                        let by_block = matches!(kernel, RouteBlock | RouteBlockGrouped | RouteBlockSoftmax);
-                        assert!(num_experts <= most && cut.block.div_ceil(WARP) <= warps, "{kernel:?} {shape:?}");
-                        assert!(kernel == Kernel::RouteAny || (top_k <= 32 && (n_group <= 32 || by_block)));
-                        assert!(cut.shared as usize <= SHARED_BYTES);
-                        if by_block {
-                            assert!(top_k <= 8 && !probs && (n_group == 1 || num_experts / n_group == 32));
-                            assert!(cut.grid as usize == tokens && cut.block as usize >= num_experts);
-                        } else {
-                            assert!(cut.grid as usize * (cut.block / WARP) as usize >= tokens);
+                    for scoring in [Scoring::Sigmoid, Scoring::Softmax] {
+                        for (tokens, bias, probs) in
+                            [(1, false, false), (256, true, false), (257, false, true), (1 << 20, true, true)]
+                        {
+                            let groups = Some(RouterGroups { n_group, topk_group: n_group.div_ceil(2) });
+                            let shape = RouterShape { num_experts, top_k, groups, scoring, ..plain };
+                            let (kernel, cut) = route_cut(tokens, &shape, bias, probs);
+                            let (most, warps) = match kernel {
+                                Kernel::Route128 | Kernel::Route128Softmax => (128, 8),
+                                Kernel::Route256 | Kernel::Route256Softmax | Kernel::Route256Grouped => (256, 8),
+                                Kernel::Route512 => (512, 8),
+                                Kernel::RouteBlock => (1024, 32),
+                                Kernel::RouteBlockSoftmax | Kernel::RouteBlockGrouped => (256, 8),
+                                _ => (usize::MAX, 1),
+                            };
+                            use Kernel::{RouteBlock, RouteBlockGrouped, RouteBlockSoftmax};
+                            let by_block = matches!(kernel, RouteBlock | RouteBlockGrouped | RouteBlockSoftmax);
+                            assert!(num_experts <= most && cut.block.div_ceil(WARP) <= warps, "{kernel:?} {shape:?}");
+                            assert!(kernel == Kernel::RouteAny || (top_k <= 32 && (n_group <= 32 || by_block)));
+                            assert!(cut.shared as usize <= SHARED_BYTES);
+                            assert!(kernel == Kernel::RouteAny || !bias || shape.scoring != Scoring::Softmax);
+                            if by_block {
+                                assert!(top_k <= 8 && !probs && (n_group == 1 || num_experts / n_group == 32));
+                                assert!(cut.grid as usize == tokens && cut.block as usize >= num_experts);
+                            } else {
+                                assert!(cut.grid as usize * (cut.block / WARP) as usize >= tokens);
+                            }
                         }
                     }
                 }
