@@ -292,7 +292,7 @@ struct MoeRouteParams {
     u32 renormalize;       // 0 or 1
     u32 n_group;           // 1 to 128; 1 where there are no groups
     u32 topk_group;
-    float scaling_factor;
+    f32 scaling_factor;
 };
 
 // A router's losses. 80 bytes.
@@ -308,8 +308,8 @@ struct MoeRouterLossParams {
     u32 dtype;
     u32 scoring;
     u32 has_z;             // 0 or 1
-    float balance_scale;
-    float z_scale;
+    f32 balance_scale;
+    f32 z_scale;
     u32 reserved;
 };
 
@@ -334,9 +334,9 @@ struct MoeRouterGradParams {
     u32 scoring;
     u32 renormalize;       // 0 or 1
     u32 has_z;             // 0 or 1
-    float scaling_factor;
-    float balance_scale;
-    float z_scale;
+    f32 scaling_factor;
+    f32 balance_scale;
+    f32 z_scale;
     u32 reserved;
 };
 

@@ -299,7 +299,7 @@ extern "C" __global__ void __launch_bounds__(256) moe_route_128(MoeRouteParams r
 extern "C" __global__ void __launch_bounds__(256) moe_route_256(MoeRouteParams r) {
     moe_route_registers<8, MoeRouteAny>(r);
 }
-extern "C" __global__ void __launch_bounds__(256) moe_route_512(MoeRouteParams r) {
+extern "C" __global__ void __launch_bounds__(256, 2) moe_route_512(MoeRouteParams r) {
     moe_route_registers<16, MoeRouteAny>(r);
 }
 extern "C" __global__ void __launch_bounds__(256) moe_route_128_softmax(MoeRouteParams r) {
