@@ -31,7 +31,7 @@ impl Measurable for moe_cpu::Cpu {
 #[cfg(feature = "cuda")]
 impl Measurable for moe_cuda::Cuda {
     fn families() -> Vec<Family<Self>> {
-        vec![fused::family(), builders::family(), choices::family(), router::family()]
+        vec![fused::family(), builders::family(), choices::family(), router::family(), quant::family()]
     }
 }
 
