@@ -156,7 +156,9 @@ mod tests {
     #[test]
     fn ends_are_exact() {
         let (inf, nan) = (f32::INFINITY, f32::NAN);
-        let cases: &[(fn(f32) -> f32, &[(f32, f32)])] = &[
+        /// A function, and pairs of argument and result.
+        type Ends<'a> = (fn(f32) -> f32, &'a [(f32, f32)]);
+        let cases: &[Ends] = &[
             (
                 exp,
                 &[

@@ -236,7 +236,9 @@ fn errors_of_matmul_arguments<B: MatmulBackend>(ctx: &mut Ctx<'_, B>) {
             refused(op.run_into(queue, &mut matmul, out.rows_mut(3)?), message)
         });
     }
-    let scales: [(&str, usize, usize, [usize; 2], ScaleLayout, &str); 4] = [
+    // What is wrong, scales of rows, their block, blocks of weights, the layout, the message.
+    type Refused = (&'static str, usize, usize, [usize; 2], ScaleLayout, &'static str);
+    let scales: [Refused; 4] = [
         (
             "too few scales of rows",
             3,

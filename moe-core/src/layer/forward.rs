@@ -49,6 +49,9 @@ impl Stage {
     }
 }
 
+/// What is called when a stage is enqueued.
+type Observer<'o, B, G> = dyn FnMut(&mut Queue<'_, B, G>, Stage) -> Result<()> + 'o;
+
 impl<B: QuantBackend + RouterBackend, T: Float + MatmulInput, G: Tag> MoeLayer<B, T, G> {
     /// Runs the layer: `x` `[T, H]` to `out` `[T, H]`. `O` is `T` or f32, or with fp8 weights any float; products between
     /// the stages have that type, activations are `T` (fp8: rounded to bf16, then quantised).
@@ -84,7 +87,7 @@ impl<B: QuantBackend + RouterBackend, T: Float + MatmulInput, G: Tag> MoeLayer<B
         state: &mut LayerState<B, T, O, G>,
         x: Rows<'_, B, T, G>,
         out: RowsMut<'_, B, O, G>,
-        after: &mut dyn FnMut(&mut Queue<'_, B, G>, Stage) -> Result<()>,
+        after: &mut Observer<'_, B, G>,
     ) -> Result<()> {
         let check = Check { op: "forward", device: queue.device_id() };
         let (hidden, num_experts) = (self.config.hidden_size, self.config.router.num_experts());

@@ -127,9 +127,9 @@ pub(super) fn cover(rng: &mut Rng, full: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for _ in 0..if full { 3 } else { 1 } {
         let mut open: Vec<[usize; 4]> = Vec::new();
-        for a in 0..LEVELS.len() {
-            for b in 0..a {
-                open.extend((0..LEVELS[a] * LEVELS[b]).map(|i| [a, i % LEVELS[a], b, i / LEVELS[a]]));
+        for (a, levels) in LEVELS.into_iter().enumerate() {
+            for (b, others) in LEVELS[..a].iter().enumerate() {
+                open.extend((0..levels * others).map(|i| [a, i % levels, b, i / levels]));
             }
         }
         while let Some(pair) = open.first().copied() {

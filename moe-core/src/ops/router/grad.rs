@@ -6,6 +6,9 @@ use crate::raw::{RawLossGrads, RawRouteGrads, RawView, RouterGradArgs};
 use crate::tag::{Tag, Untagged};
 use crate::{Buf, DeviceId, Float, Queue, Region, Result, RouterBackend, Rows, RowsMut, View};
 
+/// The ids that were taken, and the gradient of their weights.
+type TakenGrad<'a, B, G> = (View<'a, B, i32, G>, DeviceId<B>, RawView<'a, B>);
+
 /// The gradient of a router's logits, to be computed; made by [`Router::grad`].
 ///
 /// It is the sum over everything named: the weights, the probabilities, the losses. Which experts were taken is a
@@ -28,7 +31,7 @@ use crate::{Buf, DeviceId, Float, Queue, Region, Result, RouterBackend, Rows, Ro
 pub struct RouterGrad<'a, B: RouterBackend, T: Float, G: Tag = Untagged> {
     router: Router,
     logits: Rows<'a, B, T, G>,
-    weights: Option<(View<'a, B, i32, G>, DeviceId<B>, RawView<'a, B>)>,
+    weights: Option<TakenGrad<'a, B, G>>,
     probs: Option<Rows<'a, B, f32, G>>,
     losses: Losses<'a, B, G>,
     loss_grads: Option<View<'a, B, f32, G>>,
