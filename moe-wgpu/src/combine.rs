@@ -69,8 +69,9 @@ pub(crate) fn combine(queue: &mut WgpuQueue<'_>, args: CombineArgs<'_, Wgpu>) ->
     let tuning = device.tuning();
     let (constants, threads_of_group, units) = match vectors {
         true => {
-            let Tuning { combine_threads: threads, combine_units: units, combine_routes: routes, .. } = tuning;
-            let routes = at_once(shape.top_k, routes);
+            let Tuning { combine_threads: threads, combine_units: units, .. } = tuning;
+            let all = out.rows as u64 * (rows.row_bytes / 16).div_ceil(u64::from(units));
+            let routes = at_once(shape.top_k, tuning.combine_routes(all));
             (constants.number("THREADS", threads).number("UNITS", units).number("ROUTES", routes), threads, units)
         }
         false => (constants, THREADS as u32, 1),

@@ -63,7 +63,8 @@ pub(crate) fn gather(queue: &mut WgpuQueue<'_>, op: &'static str, args: GatherAr
         .number("SIZE_OF_WEIGHT", weight_type.size() as u32)
         .number("ELEMENT", element);
     let tuning = device.tuning();
-    let (threads_of_group, units) = if vectors { (tuning.gather_threads, tuning.gather_units) } else { (256, 1) };
+    let all = rows.rows as u64 * rows.row_bytes / 16;
+    let (threads_of_group, units) = if vectors { (tuning.gather_threads, tuning.gather_units(all)) } else { (256, 1) };
     constants = match vectors {
         true => constants
             .number("THREADS", threads_of_group)

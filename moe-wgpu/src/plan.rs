@@ -60,7 +60,8 @@ impl Way {
         let (tuning, workgroup) = (device.tuning(), device.workgroup());
         let subgroups = tuning.subgroups && device.subgroups();
         // Comparing takes as many steps as a tile has routes.
-        let threads = if subgroups { tuning.plan_threads } else { tuning.plan_threads.min(TILE as u32) };
+        let threads = tuning.plan_threads(routes);
+        let threads = if subgroups { threads } else { threads.min(TILE as u32) };
         let experts = u64::from(elements_of_experts(local_experts));
         // Three words for each expert, two for each thread, and a few.
         if experts * 12 + u64::from(threads) * 8 + 64 > u64::from(workgroup.memory) || (threads as usize) < TILE {

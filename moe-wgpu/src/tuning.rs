@@ -12,27 +12,47 @@ fn size(tuned: &Tuned, knob: &Knob) -> u32 {
 }
 
 const GATHER_THREADS: Knob = Knob::choice("gather_threads", "threads of a gather's workgroup", SIZES, 1, &[0, 1, 2, 3]);
-const GATHER_UNITS: Knob =
-    Knob::number("gather_units", "16-byte units of a row that a thread of a gather moves", (1, 16), 4, &[1, 2, 4, 8]);
+const GATHER_UNITS: Knob = Knob::number(
+    "gather_units",
+    "16-byte units of a row that a thread of a gather moves, where there are many",
+    (1, 16),
+    2,
+    &[1, 2, 4, 8],
+);
 const COMBINE_THREADS: Knob =
     Knob::choice("combine_threads", "threads of a combine's workgroup", SIZES, 1, &[0, 1, 2, 3]);
 const COMBINE_UNITS: Knob =
     Knob::number("combine_units", "16-byte units of a row that a thread of a combine sums", (1, 8), 1, &[1, 2, 4]);
-const COMBINE_ROUTES: Knob =
-    Knob::number("combine_routes", "rows that a thread of a combine asks for at once", (1, 8), 8, &[2, 4, 8]);
-const PLAN_THREADS: Knob =
-    Knob::choice("plan_threads", "threads of a plan's workgroup, with subgroups", SIZES, 2, &[2, 3, 4]);
+const COMBINE_ROUTES: Knob = Knob::number(
+    "combine_routes",
+    "rows that a thread of a combine asks for at once, where there are many threads",
+    (1, 8),
+    4,
+    &[2, 4, 8],
+);
+const PLAN_THREADS: Knob = Knob::choice(
+    "plan_threads",
+    "threads of a plan's workgroup, with subgroups, where there are many routes",
+    SIZES,
+    3,
+    &[2, 3, 4],
+);
 const PLAN_TILES: Knob = Knob::number(
     "plan_tiles",
     "routes of a thread up to which one workgroup makes the whole plan",
     (0, 16),
-    4,
+    2,
     &[0, 1, 2, 4, 8],
 );
 const PLAN_CHUNKS: Knob =
-    Knob::number("plan_chunks", "workgroups that share a larger plan", (1, 256), 64, &[16, 32, 64, 128, 256]);
+    Knob::number("plan_chunks", "workgroups that share a larger plan", (1, 256), 128, &[16, 32, 64, 128, 256]);
 const PLAN_RANKS: Knob =
     Knob::choice("plan_ranks", "how a workgroup ranks routes", &["best", "comparisons", "subgroups"], 0, &[0, 1, 2]);
+
+/// Where "many" begins, as an H200 has it.
+const MANY_UNITS: u64 = 1 << 18;
+const MANY_THREADS: u64 = 1 << 16;
+const MANY_ROUTES: usize = 1 << 14;
 
 /// All that can be tuned.
 pub(crate) const KNOBS: &[Knob] = &[
@@ -67,11 +87,11 @@ impl Workgroup {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tuning {
     pub(crate) gather_threads: u32,
-    pub(crate) gather_units: u32,
+    gather_units: u32,
     pub(crate) combine_threads: u32,
     pub(crate) combine_units: u32,
-    pub(crate) combine_routes: u32,
-    pub(crate) plan_threads: u32,
+    combine_routes: u32,
+    plan_threads: u32,
     pub(crate) plan_tiles: u32,
     pub(crate) plan_chunks: usize,
     /// Subgroups rank routes, where there are any.
@@ -93,6 +113,22 @@ impl Tuning {
             plan_chunks: tuned.get(&PLAN_CHUNKS),
             subgroups: tuned.get(&PLAN_RANKS) != 1,
         }
+    }
+
+    /// Units that a thread of a gather moves, of `units` in all: where there are few, one each keeps the GPU busy.
+    pub(crate) fn gather_units(&self, units: u64) -> u32 {
+        if units < MANY_UNITS { 1 } else { self.gather_units }
+    }
+
+    /// Rows that a thread of a combine asks for at once, of `threads` in all: few threads wait for the memory, many
+    /// share the registers.
+    pub(crate) fn combine_routes(&self, threads: u64) -> u32 {
+        if threads < MANY_THREADS { 8 } else { self.combine_routes }
+    }
+
+    /// Threads of a plan's workgroup where subgroups rank.
+    pub(crate) fn plan_threads(&self, routes: usize) -> u32 {
+        if routes < MANY_ROUTES { self.plan_threads.min(256) } else { self.plan_threads }
     }
 }
 
