@@ -300,9 +300,9 @@ impl WgpuDevice {
         self.0.target
     }
 
-    /// Whether kernels may use subgroups.
-    pub(crate) fn subgroups(&self) -> bool {
-        self.0.subgroups
+    /// The most lanes of a subgroup, where kernels may use subgroups.
+    pub(crate) fn subgroups(&self) -> Option<u32> {
+        self.0.subgroups.then_some(self.0.info.subgroup_max_size)
     }
 
     /// What a workgroup may be.

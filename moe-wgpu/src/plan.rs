@@ -58,7 +58,7 @@ pub(crate) enum Way {
 impl Way {
     pub(crate) fn new(device: &WgpuDevice, routes: usize, local_experts: usize, rows: usize) -> Self {
         let (tuning, workgroup) = (device.tuning(), device.workgroup());
-        let subgroups = tuning.subgroups && device.subgroups();
+        let subgroups = device.subgroups().is_some_and(|lanes| tuning.by_subgroups(lanes));
         // Comparing takes as many steps as a tile has routes.
         let threads = tuning.plan_threads(routes);
         let threads = if subgroups { threads } else { threads.min(TILE as u32) };

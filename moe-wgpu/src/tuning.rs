@@ -94,8 +94,8 @@ pub(crate) struct Tuning {
     plan_threads: u32,
     pub(crate) plan_tiles: u32,
     pub(crate) plan_chunks: usize,
-    /// Subgroups rank routes, where there are any.
-    pub(crate) subgroups: bool,
+    /// Subgroups rank routes; `None`: where they are large.
+    subgroups: Option<bool>,
 }
 
 impl Tuning {
@@ -111,7 +111,7 @@ impl Tuning {
             plan_threads: threads(&PLAN_THREADS),
             plan_tiles: number(&PLAN_TILES),
             plan_chunks: tuned.get(&PLAN_CHUNKS),
-            subgroups: tuned.get(&PLAN_RANKS) != 1,
+            subgroups: [None, Some(false), Some(true)].get(tuned.get(&PLAN_RANKS)).copied().flatten(),
         }
     }
 
@@ -124,6 +124,12 @@ impl Tuning {
     /// share the registers.
     pub(crate) fn combine_routes(&self, threads: u64) -> u32 {
         if threads < MANY_THREADS { 8 } else { self.combine_routes }
+    }
+
+    /// Whether subgroups of up to `lanes` rank routes. They take turns, which costs more than comparing where they are
+    /// small.
+    pub(crate) fn by_subgroups(&self, lanes: u32) -> bool {
+        self.subgroups.unwrap_or(lanes >= 16)
     }
 
     /// Threads of a plan's workgroup where subgroups rank.

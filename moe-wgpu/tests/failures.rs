@@ -21,6 +21,40 @@ fn a_lost_device_is_a_typed_error_of_every_call() {
 }
 
 #[test]
+fn the_first_operation_that_can_have_failed_is_the_first_that_is_not_known_to_have_run() {
+    let options = WgpuOptions { max_binding_bytes: Some(1 << 20 | 4), ..WgpuOptions::default() };
+    let Some(dev) = common::device(options) else { return };
+    let mut queue = dev.queue().unwrap();
+    let mut buf = queue.upload(&[1u32, 2, 3]).unwrap();
+    queue.synchronize().unwrap(); // the upload has run
+    queue.fill(buf.view_mut(), 7).unwrap();
+    queue.raw_mut().submit().unwrap();
+    queue.write(&[4u32, 5, 6], buf.view_mut()).unwrap();
+    dev.raw().device().destroy();
+    let error = queue.synchronize().unwrap_err();
+    match &error {
+        Error::DeviceLost { first_op, .. } => assert_eq!(*first_op, "fill", "{error}"),
+        Error::Backend { .. } => assert!(error.to_string().contains("can have failed: fill"), "{error}"),
+        _ => panic!("{error}"),
+    }
+}
+
+#[test]
+fn an_adopted_device_that_its_owner_says_is_lost_gives_that_error() {
+    let Some((device, queue)) = common::foreign() else { return };
+    let dev = Dev::<Wgpu>::from_raw(WgpuDevice::adopt(device, queue).unwrap());
+    let mut queue = dev.queue().unwrap();
+    let buf = queue.upload(&[1u32, 2, 3]).unwrap();
+    assert_eq!(queue.download(buf.view()).unwrap(), [1, 2, 3]);
+    dev.raw().mark_lost("it fell off the bus");
+    for error in [queue.download(buf.view()).unwrap_err(), queue.zeros::<u8>(4).unwrap_err(), dev.queue().unwrap_err()]
+    {
+        let text = error.to_string();
+        assert!(matches!(error, Error::DeviceLost { .. }) && text.contains("fell off the bus"), "{text}");
+    }
+}
+
+#[test]
 fn more_memory_than_there_is_is_a_typed_error() {
     let Some(dev) = common::device(WgpuOptions::default()) else { return };
     let mut queue = dev.queue().unwrap();
