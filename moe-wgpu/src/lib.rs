@@ -6,9 +6,10 @@
 //! asked for, or into the caller's ([`WgpuDevice::record`]), so that a whole layer is one submission.
 //!
 //! Every dtype works on every adapter: 16- and 8-bit floats are unpacked by integer operations, f16 natively where the
-//! adapter has it ([`WgpuOptions`]). A thread owns whole 32-bit words of an output, so that rows of any length at any
-//! base are right and bytes between rows keep their values. Data larger than a binding may be is worked on in windows;
-//! what cannot be split is refused with [`Error::Unsupported`](moe_core::Error::Unsupported), which names the limit.
+//! adapter has it; subgroups and immediate data are used where it has them ([`WgpuOptions`]). A thread owns whole 32-bit
+//! words of an output, so that rows of any length at any base are right and bytes between rows keep their values. Data
+//! larger than a binding may be is worked on in windows; what cannot be split is refused with
+//! [`Error::Unsupported`](moe_core::Error::Unsupported), which names the limit.
 //!
 //! Plans and gathers have the same bits as those of the other backends. Sums may differ from theirs, because WGSL does
 //! not promise fused multiply-adds, by 1 ulp of the output + K·2⁻²³·Σ|w·y|; subnormals may become zero.
