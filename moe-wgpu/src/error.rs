@@ -46,13 +46,11 @@ impl Lost {
         device: DeviceId<Wgpu>,
         first_op: impl FnOnce() -> &'static str,
     ) -> Result<()> {
-        let lost = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        match &*lost {
+        // Not locked while `first_op` looks at what is recorded: a submission tells of a loss under that lock.
+        let lost = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        match lost {
             None => Ok(()),
-            Some(reason) => {
-                let (first_op, reason) = (first_op(), reason.clone());
-                Err(Error::DeviceLost { op, device: device.erase(), first_op, reason })
-            }
+            Some(reason) => Err(Error::DeviceLost { op, device: device.erase(), first_op: first_op(), reason }),
         }
     }
 }
