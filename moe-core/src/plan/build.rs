@@ -73,7 +73,7 @@ impl<B: PermuteBackend, G: Tag> RoutePlan<B, G> {
     /// past the last expert offset are not touched.
     ///
     /// # Errors
-    /// Those of [`build_into`](Self::build_into) and [`Gather::run_into`].
+    /// Those of [`build_into`](Self::build_into) and [`Gather::run_into`](crate::Gather::run_into).
     pub fn permute_into<T: Element>(
         &mut self,
         queue: &mut Queue<'_, B, G>,
