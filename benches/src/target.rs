@@ -5,10 +5,13 @@ use crate::extras::Measurable;
 use crate::stats::{Effort, Job, Samples};
 use moe_core::{Backend, DeviceSpec, Queue};
 
+/// One call.
+type Call<'w, B> = dyn FnMut(&mut Queue<'_, B>) -> Result<()> + 'w;
+
 /// Work that is timed: it enqueues the same operation each time it is called.
 pub struct Task<'w, B: Backend> {
     copy_len: usize,
-    run: Box<dyn FnMut(&mut Queue<'_, B>) -> Result<()> + 'w>,
+    run: Box<Call<'w, B>>,
 }
 
 impl<'w, B: Backend> Task<'w, B> {

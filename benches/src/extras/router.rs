@@ -22,7 +22,7 @@ fn make<B: RouterBackend>(
     _: &Ids,
 ) -> Result<Option<Entry<B>>> {
     // Where routes go makes no difference here, and groups make sense where there are some experts in each.
-    if case.routing != RoutingKind::Uniform || (op == "route_grouped" && case.model.experts % GROUPS.0 != 0) {
+    if case.routing != RoutingKind::Uniform || (op == "route_grouped" && !case.model.experts.is_multiple_of(GROUPS.0)) {
         return Ok(None);
     }
     match case.rows {
