@@ -3,7 +3,7 @@
 //! For each knob, first every candidate is timed a few times on every operation and batch: where no candidate changes
 //! the time, the knob does not matter. On the cells that are left all candidates take turns with the built-in value, which
 //! takes part a second time under another name: by how much it differs from itself is what the machine's noise does. A
-//! candidate replaces the built-in value if it is faster by more than the spread; see [`verdict`].
+//! candidate replaces the built-in value if it is faster by more than the spread.
 
 mod cells;
 mod verdict;

@@ -1,4 +1,4 @@
-//! The suite of grouped products, for backends that bring their own: [`MatmulBackend`](crate::MatmulBackend).
+//! The suite of grouped products, for backends that bring their own: [`MatmulBackend`].
 //!
 //! ```
 //! moe_core::matmul_suite!(moe_cpu::Cpu, "cpu");

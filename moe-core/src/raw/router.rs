@@ -140,7 +140,7 @@ pub struct RawLossGrads<'a, B: Backend> {
 
 /// The gradient of the logits, of everything that was made of them; the ids are constants.
 ///
-/// With m, share, S, p and s as in [`RouteArgs`], the token's ids i[0..K], h[k] = `scaling_factor * grad_weights[k]`
+/// With m, share, S, p and s as in [`RouteArgs`], the token's ids `i[0..K]`, `h[k] = scaling_factor * grad_weights[k]`
 /// (rounded; 0 where the id is out of range, whose share and score are 0 too), c = load as f32, n as in
 /// [`RouterLossArgs`], `A = grad[0] * balance_scale / n / n` and `Z = 2 * (grad[1] * z_scale / n)`:
 ///
