@@ -150,7 +150,7 @@ fn routes(q: &mut Queue<'_, Cpu>, workspace: &mut Workspace<Cpu>) -> Result<Vec<
     let (tokens, experts, top_k, block) = (4096, 64, 8, 16);
     let mut found = Vec::new();
     let mut count = |what, n| found.push((Layout::Packed, what, n));
-    let set = |i: usize| u8::from(i * 7919 % 1009 % 9 == 0);
+    let set = |i: usize| u8::from((i * 7919 % 1009).is_multiple_of(9));
     let mask = q.upload(&(0..tokens * experts).map(set).collect::<Vec<_>>())?;
     let probs = q.upload(&vec![bf16::ONE; tokens * experts])?;
     let spec = PlanSpec::mask(tokens, experts).max_routes(top_k).with_probs::<bf16>();
