@@ -72,7 +72,7 @@ struct MoePlanParams {
     u32 capacity;          // rows per local expert at most; MOE_NO_CAPACITY for none
     u32 chunk_tokens;      // tokens a block ranks (plan kernels, moe_permute_grid)
     u32 rank_warps;        // warps that rank at a time; see ABI.md
-    u32 share;             // blocks that share a chunk (moe_permute_grid), else 1
+    u32 share;             // blocks that share a chunk: a power of two (moe_permute_grid), else 1
     u64 order;             // i32 pairs (row, route) [tokens * k] or 0 (moe_plan_grid)
     u64 log2phy;           // i32 [experts, copies] or 0: the physical experts of each expert
     u64 logcnt;            // i32 [experts]: how many of them there are, 1 to copies
@@ -176,7 +176,7 @@ struct MoeRows {
     u64 input_stride;   // bytes from row to row
     u64 output_stride;
     u32 vec;            // 16, 8, 4, 2 or 1: divides both addresses and both strides
-    u32 splits;         // blocks that share a row (moe_gather_*, moe_permute_small_*); at least 1
+    u32 splits;         // blocks that share a row: at least 1; in moe_permute_* a power of two
 };
 
 // Plan and rows in one launch. 280 bytes.
@@ -185,7 +185,7 @@ struct MoePermuteParams {
     struct MoeRows rows[2];   // rows[1] is the side-car (scales); row_bytes 0 where there is none
 };
 
-// Rows by an existing plan. 176 bytes.
+// Rows by an existing plan. 184 bytes.
 struct MoeGatherParams {
     struct MoeRows rows[2];
     u64 slot;              // i32 [tokens, k]
@@ -201,6 +201,8 @@ struct MoeGatherParams {
     u32 dtype;             // of the rows (moe_gather_weighted only)
     u64 hidden;            // elements per row (moe_gather_weighted only)
     u64 order;             // as written by moe_plan_grid (moe_gather_list_v16 only)
+    u32 ahead;             // tokens by which rows are asked for ahead (moe_gather_ahead_v16 only)
+    u32 reserved;
 };
 
 // Unpermute. 136 bytes.
@@ -225,7 +227,8 @@ struct MoeCombineParams {
     u32 scale_block;   // elements per scale; 0 without scales
     u32 splits;        // blocks that share a token; at least 1
     f32 initial_scale; // multiplies X0
-    u64 reserved;
+    u32 reciprocal;    // ceil(2^32 / splits), 0 for 1 (moe_combine_*_k2, _k8 and _k8_r64 only)
+    u32 reserved;
 };
 
 // Backward of unpermute. 160 bytes.
@@ -340,14 +343,6 @@ struct MoeRouterGradParams {
     u32 reserved;
 };
 
-// Fill with a repeated 4-byte word. 24 bytes.
-struct MoeFillParams {
-    u64 output;            // 4-byte aligned
-    u64 words;
-    u32 value;
-    u32 reserved;
-};
-
 // Rows to be quantised: gathered, or made by SwiGLU. 168 bytes.
 struct MoeQuantParams {
     u64 input;             // X [tokens, hidden] of dtype; SwiGLU: gate [out_rows, hidden]
@@ -391,12 +386,11 @@ static_assert(sizeof(MoeBlockTableParams) == 72, "");
 static_assert(sizeof(MoeSplitSizesParams) == 24, "");
 static_assert(sizeof(MoeRows) == 48, "");
 static_assert(sizeof(MoePermuteParams) == 280, "");
-static_assert(sizeof(MoeGatherParams) == 176, "");
+static_assert(sizeof(MoeGatherParams) == 184, "");
 static_assert(sizeof(MoeCombineParams) == 136, "");
 static_assert(sizeof(MoeCombineGradParams) == 160, "");
 static_assert(sizeof(MoeZeroTailParams) == 48, "");
 static_assert(sizeof(MoeRouteParams) == 104, "");
 static_assert(sizeof(MoeRouterLossParams) == 80, "");
 static_assert(sizeof(MoeRouterGradParams) == 136, "");
-static_assert(sizeof(MoeFillParams) == 24, "");
 static_assert(sizeof(MoeQuantParams) == 168, "");

@@ -6,6 +6,7 @@
 
 MOE_DEV u32 moe_min(u32 a, u32 b) { return a < b ? a : b; }
 MOE_DEV u64 moe_min64(u64 a, u64 b) { return a < b ? a : b; }
+MOE_DEV u32 moe_log2(u32 power) { return 31 - __clz(power); }
 
 // --- conversions -------------------------------------------------------------------------------
 // Widening is exact. Rounding is to nearest even with one NaN for each type.

@@ -4,6 +4,23 @@
 // each source row is read once. Tail rule: bytes past the last whole unit go one at a time.
 #include "common.cuh"
 
+// Asks for `bytes` from an address into L2, both multiples of 16: by one instruction where the GPU has it.
+MOE_DEV void moe_ask_for(u64 from, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+    if (threadIdx.x == 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+#else
+    for (u32 at = threadIdx.x * 128; at < bytes; at += blockDim.x * 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + at));
+#endif
+}
+
+MOE_DEV void moe_gather_padding(const MoeGatherParams &g) {
+    for (u32 a = 0; a < 2; a++)
+        if (a == 0 || g.rows[1].row_bytes)
+            moe_zero_padding_rows(a ? g.rows[1] : g.rows[0], g.expert_offsets, g.tokens_per_expert, g.local_experts,
+                                  g.out_rows, blockIdx.x, gridDim.x);
+}
+
 template <bool WIDE>
 MOE_DEV void moe_gather_body(const MoeGatherParams &g) {
     u32 splits = g.rows[0].splits;
@@ -37,18 +54,66 @@ MOE_DEV void moe_gather_body(const MoeGatherParams &g) {
         if (g.rows[1].row_bytes && part + 1 == splits)
             moe_scatter_row(g.rows[1], t, slot, g.k, g.out_rows, 0, 1, threadIdx.x, blockDim.x);
     }
-    if (g.zero_padding) {
-        moe_zero_padding_rows(g.rows[0], g.expert_offsets, g.tokens_per_expert, g.local_experts, g.out_rows,
-                              blockIdx.x, gridDim.x);
-        if (g.rows[1].row_bytes)
-            moe_zero_padding_rows(g.rows[1], g.expert_offsets, g.tokens_per_expert, g.local_experts, g.out_rows,
-                                  blockIdx.x, gridDim.x);
-    }
+    if (g.zero_padding) moe_gather_padding(g);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4) moe_gather_v16(MoeGatherParams g) { moe_gather_body<true>(g); }
 
 extern "C" __global__ void __launch_bounds__(256, 4) moe_gather_any(MoeGatherParams g) { moe_gather_body<false>(g); }
+
+// The usual case of many tokens with nothing else in the kernel: a block a token, rows of whole 16 bytes, no padding. With
+// 32 registers multiprocessors are full. What is written is not needed again soon and leaves L2 first. AHEAD: the row that
+// the block `ahead` tokens on will read is asked into L2 on the way, because reads that go to memory wait behind the
+// writes; what is read then leaves L2 first, too.
+template <bool AHEAD, u32 THREADS>
+MOE_DEV void moe_gather_rows(const MoeGatherParams &g) {
+    u32 t = blockIdx.x;
+    u64 pass;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(pass));
+    if (AHEAD && t + g.ahead < g.tokens)
+        moe_ask_for(g.rows[0].input + (u64)(t + g.ahead) * g.rows[0].input_stride, (u32)g.rows[0].row_bytes);
+    u32 units = (u32)(g.rows[0].row_bytes / 16);
+    for (u32 base = threadIdx.x; base < units; base += 4 * THREADS) {
+        const uint4 *in = (const uint4 *)(g.rows[0].input + (u64)t * g.rows[0].input_stride) + base;
+        uint4 v[4];
+#pragma unroll
+        for (u32 i = 0; i < 4; i++)
+            if (base + i * THREADS < units) {
+                if (AHEAD)
+                    asm volatile("ld.global.nc.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+                                 : "=r"(v[i].x), "=r"(v[i].y), "=r"(v[i].z), "=r"(v[i].w)
+                                 : "l"(in + i * THREADS), "l"(pass));
+                else v[i] = __ldg(in + i * THREADS);
+            }
+        for (u32 j = 0; j < g.k; j++) {
+            u64 row = (u64)(i64)__ldg((const i32 *)g.slot + (u64)t * g.k + j);
+            if (row >= g.out_rows) continue;
+            uint4 *out = (uint4 *)(g.rows[0].output + row * g.rows[0].output_stride) + base;
+#pragma unroll
+            for (u32 i = 0; i < 4; i++)
+                if (base + i * THREADS < units)
+                    asm volatile("st.global.L2::cache_hint.v4.u32 [%0], {%1, %2, %3, %4}, %5;" ::"l"(out + i * THREADS),
+                                 "r"(v[i].x), "r"(v[i].y), "r"(v[i].z), "r"(v[i].w), "l"(pass)
+                                 : "memory");
+        }
+    }
+}
+
+// The compiler knows the number of threads, and with it offsets.
+template <bool AHEAD>
+MOE_DEV void moe_gather_by_threads(const MoeGatherParams &g) {
+    if (blockDim.x == 64) moe_gather_rows<AHEAD, 64>(g);
+    else if (blockDim.x == 128) moe_gather_rows<AHEAD, 128>(g);
+    else moe_gather_rows<AHEAD, 256>(g);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 8) moe_gather_rows_v16(MoeGatherParams g) {
+    moe_gather_by_threads<false>(g);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 8) moe_gather_ahead_v16(MoeGatherParams g) {
+    moe_gather_by_threads<true>(g);
+}
 
 // Rows in the order of a plan's `order`: within a chunk of tokens expert by expert, so that writes
 // run on and the chunk's source rows are read from L2, where the policies keep them. A block a row.
@@ -83,11 +148,7 @@ extern "C" __global__ void __launch_bounds__(128, 8) moe_gather_list_v16(MoeGath
             moe_copy_units<u8>(g.rows[0], t, &one, 1, g.out_rows, (u64)units * 16, g.rows[0].row_bytes, threadIdx.x, 128);
         if (g.rows[1].row_bytes) moe_scatter_row(g.rows[1], t, &one, 1, g.out_rows, 0, 1, threadIdx.x, 128);
     }
-    if (g.zero_padding)
-        for (u32 a = 0; a < 2; a++)
-            if (a == 0 || g.rows[1].row_bytes)
-                moe_zero_padding_rows(a ? g.rows[1] : g.rows[0], g.expert_offsets, g.tokens_per_expert, g.local_experts,
-                                      g.out_rows, blockIdx.x, gridDim.x);
+    if (g.zero_padding) moe_gather_padding(g);
 }
 
 template <u32 D>

@@ -26,10 +26,10 @@ moe_permute_small(MoePermuteParams q) {
     __shared__ u32 sums[MOE_SUMS];
     __shared__ i32 rows[32];
     const MoePlanParams &p = q.plan;
-    u32 splits = q.rows[0].splits, t = blockIdx.x / splits, part = blockIdx.x % splits;
+    u32 splits = q.rows[0].splits, shift = moe_log2(splits), t = blockIdx.x >> shift, part = blockIdx.x & (splits - 1);
 
-    u32 units = (u32)(q.rows[0].row_bytes / 16);
-    u32 first = (u32)((u64)units * part / splits), end = (u32)((u64)units * (part + 1) / splits);
+    u32 units = (u32)(q.rows[0].row_bytes / 16), per = (units + splits - 1) >> shift;
+    u32 first = moe_min(part * per, units), end = moe_min(first + per, units);
     const uint4 *in = (const uint4 *)(q.rows[0].input + (u64)t * q.rows[0].input_stride);
     u32 unit = first + threadIdx.x;
     uint4 v = make_uint4(0, 0, 0, 0);
@@ -76,35 +76,29 @@ moe_permute_small(MoePermuteParams q) {
             moe_scatter_row(q.rows[1], t, rows, p.k, p.rows, 0, 1, threadIdx.x, blockDim.x);
     }
     moe_zero_own_padding(q, s);
-    if (blockIdx.x == 0) {
-        moe_write_status(p, sums);
-        if (p.logical_load)
-            for (u32 e = threadIdx.x; e < p.experts; e += blockDim.x) ((i32 *)p.logical_load)[e] = (i32)s.load[e];
-    }
+    if (blockIdx.x == 0) moe_write_totals(p, s, sums);
 }
 
 // Decode batches, Packed without capacity or keep. A block per part of a token's row, and one more
 // for the plan's per-expert arrays. A row's place is the number of routes before it in (expert,
 // route) order, counted by comparing ids: no histogram, no scan, one barrier.
-extern "C" __global__ void __launch_bounds__(256, 4)
-moe_permute_tiny(MoePermuteParams q) {
-    extern __shared__ __align__(16) u32 memory[];
+// AT_ONCE: ids that a thread has in flight.
+template <u32 THREADS, u32 AT_ONCE>
+MOE_DEV void moe_permute_by_keys(const MoePermuteParams &q, u32 *memory) {
     __shared__ u32 sums[MOE_SUMS];
-    __shared__ u32 partial[32][8];
+    __shared__ u32 partial[THREADS / 32][32];
     const MoePlanParams &p = q.plan;
-    u32 splits = q.rows[0].splits, t = blockIdx.x / splits, part = blockIdx.x % splits;
+    u32 splits = q.rows[0].splits, shift = moe_log2(splits), t = blockIdx.x >> shift, part = blockIdx.x & (splits - 1);
     if (t == p.tokens) {
         MoePlanShared s = moe_plan_shared(p, memory);
         MoeChunk c = moe_chunk(p, 0, 0);
         moe_count_all(p, s, c, sums);
         moe_layout(p, s, 0, 1, sums);
-        moe_write_status(p, sums);
-        if (p.logical_load)
-            for (u32 e = threadIdx.x; e < p.experts; e += blockDim.x) ((i32 *)p.logical_load)[e] = (i32)s.load[e];
+        moe_write_totals(p, s, sums);
         return;
     }
-    u32 units = (u32)(q.rows[0].row_bytes / 16);
-    u32 first = units * part / splits, end = units * (part + 1) / splits, unit = first + threadIdx.x;
+    u32 units = (u32)(q.rows[0].row_bytes / 16), per = (units + splits - 1) >> shift;
+    u32 first = moe_min(part * per, units), end = moe_min(first + per, units), unit = first + threadIdx.x;
     const uint4 *in = (const uint4 *)(q.rows[0].input + (u64)t * q.rows[0].input_stride);
     u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, valid = moe_valid_tokens(p) * p.k;
     u32 begin = t * p.k;
@@ -119,13 +113,20 @@ moe_permute_tiny(MoePermuteParams q) {
         u32 key[8], n[8];
 #pragma unroll
         for (u32 j = 0; j < 8; j++) key[j] = __shfl_sync(MOE_ALL, my_key, j0 + j), n[j] = 0;
-        for (u32 base = 0; base < valid; base += blockDim.x) {
-            u32 x = base + threadIdx.x;
-            i32 e = other;
-            if (base || j0) e = x < valid ? moe_route_local(p, moe_route_id(p, x), x) : MOE_ROUTE_ABSENT;
-            u32 k = e >= 0 ? (u32)e << 16 | x : 0xffffffffu;
+        for (u32 base = 0; base < valid; base += AT_ONCE * THREADS) {
+            i32 e[AT_ONCE];
 #pragma unroll
-            for (u32 j = 0; j < 8; j++) n[j] += k < key[j];
+            for (u32 i = 0; i < AT_ONCE; i++) {
+                u32 x = base + i * THREADS + threadIdx.x;
+                e[i] = i == 0 ? other : MOE_ROUTE_ABSENT;
+                if (i || base || j0) e[i] = x < valid ? moe_route_local(p, moe_route_id(p, x), x) : MOE_ROUTE_ABSENT;
+            }
+#pragma unroll
+            for (u32 i = 0; i < AT_ONCE; i++) {
+                u32 k = e[i] >= 0 ? (u32)e[i] << 16 | (base + i * THREADS + threadIdx.x) : 0xffffffffu;
+#pragma unroll
+                for (u32 j = 0; j < 8; j++) n[j] += k < key[j];
+            }
         }
 #pragma unroll
         for (u32 j = 0; j < 8; j++) {
@@ -133,11 +134,11 @@ moe_permute_tiny(MoePermuteParams q) {
             if (lane == j0 + j) mine_before = sum;
         }
     }
-    partial[lane][warp] = mine_before;
+    partial[warp][lane] = mine_before;
     __syncthreads();
     i32 row = 0;
 #pragma unroll
-    for (u32 w = 0; w < 8; w++) row += partial[lane][w];
+    for (u32 w = 0; w < THREADS / 32; w++) row += partial[w][lane];
     if (mine < 0 || (u32)row >= p.rows) row = -1;
     for (u32 base = first; base < end; base += blockDim.x) {
         u32 u = base + threadIdx.x;
@@ -166,6 +167,17 @@ moe_permute_tiny(MoePermuteParams q) {
     }
 }
 
+extern "C" __global__ void __launch_bounds__(256, 4) moe_permute_tiny(MoePermuteParams q) {
+    extern __shared__ __align__(16) u32 memory[];
+    moe_permute_by_keys<256, 1>(q, memory);
+}
+
+// The same where there are many ids and few blocks.
+extern "C" __global__ void __launch_bounds__(512, 2) moe_permute_tiny_wide(MoePermuteParams q) {
+    extern __shared__ __align__(16) u32 memory[];
+    moe_permute_by_keys<512, 4>(q, memory);
+}
+
 // Larger batches: all multiprocessors, `share` blocks to a chunk, which each of them ranks (a chunk
 // of more than rank_warps * 32 routes needs share 1). The rows that a block will move are fetched into L2 while the chunks'
 // counts travel. Then 128 threads move a part of a token: one read, a store for each slot.
@@ -178,17 +190,18 @@ moe_permute_grid(MoePermuteParams q) {
     MoePlanShared s = moe_plan_shared(p, memory);
     MoeExchange t = moe_exchange(p);
     u32 epoch = moe_exchange_epoch(t);
-    u32 chunk = blockIdx.x / p.share, member = blockIdx.x % p.share, chunks = gridDim.x / p.share;
+    u32 chunk = blockIdx.x >> moe_log2(p.share), member = blockIdx.x & (p.share - 1);
+    u32 chunks = gridDim.x >> moe_log2(p.share);
     MoeChunk c = moe_chunk(p, chunk, p.chunk_tokens);
     u32 token = (u32)moe_min64((u64)chunk * p.chunk_tokens, p.tokens);
     u32 tokens = (u32)moe_min64((u64)token + p.chunk_tokens, p.tokens) - token;
-    u32 splits = q.rows[0].splits, items = tokens * splits;
-    u32 units = (u32)(q.rows[0].row_bytes / 16);
+    u32 splits = q.rows[0].splits, shift = moe_log2(splits), items = tokens << shift;
+    u32 units = (u32)(q.rows[0].row_bytes / 16), per = (units + splits - 1) >> shift;
     u32 group = threadIdx.x >> 7, thread = threadIdx.x & 127;
     for (u32 item = member * 8 + group, n = 0; item < items && n < 2; item += p.share * 8, n++) {
-        u32 at = units * (item % splits) / splits + thread * 8;
-        if (at < units * (item % splits + 1) / splits)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(q.rows[0].input + (u64)(token + item / splits) *
+        u32 from = (item & (splits - 1)) * per, at = from + thread * 8;
+        if (at < moe_min(from + per, units))
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(q.rows[0].input + (u64)(token + (item >> shift)) *
                                                           q.rows[0].input_stride + (u64)at * 16));
     }
     i32 expert;
@@ -218,11 +231,11 @@ moe_permute_grid(MoePermuteParams q) {
     u64 policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
     for (u32 item = member * 8 + group; item < items; item += p.share * 8) {
-        u32 local = item / splits, part = item % splits, tok = token + local;
+        u32 local = item >> shift, part = item & (splits - 1), tok = token + local;
         const i32 *to = many ? (const i32 *)p.slot + (u64)tok * p.k : slots + local * p.k;
-        u32 end = units * (part + 1) / splits;
+        u32 end = moe_min((part + 1) * per, units);
         const uint4 *in = (const uint4 *)(q.rows[0].input + (u64)tok * q.rows[0].input_stride);
-        for (u32 base = units * part / splits + thread; base < end; base += 4 * 128) {
+        for (u32 base = part * per + thread; base < end; base += 4 * 128) {
             uint4 v[4];
 #pragma unroll
             for (u32 i = 0; i < 4; i++)

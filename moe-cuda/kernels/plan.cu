@@ -14,11 +14,7 @@ moe_plan_small(MoePlanParams p) {
     moe_layout(p, s, blockIdx.x, gridDim.x, sums);
     moe_rank_chunk(p, s, c.begin, c.end, c.valid);
     __syncthreads();
-    if (blockIdx.x == 0) {
-        moe_write_status(p, sums);
-        if (p.logical_load)
-            for (u32 e = threadIdx.x; e < p.experts; e += blockDim.x) ((i32 *)p.logical_load)[e] = (i32)s.load[e];
-    }
+    if (blockIdx.x == 0) moe_write_totals(p, s, sums);
 }
 
 // Every block ranks its own chunk and learns of the others through scratch (cooperative launch:

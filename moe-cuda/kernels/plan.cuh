@@ -176,14 +176,13 @@ MOE_DEV void moe_no_source(const MoePlanParams &p, u32 row) {
 // Turns counts into rows. On entry next = routes before the chunk, total = all routes, both
 // visible to the block; on return next = the row of the chunk's first route of each expert,
 // total = the first row past the expert's placed rows. The block's share of what the plan says
-// about experts and about rows that hold no route is written on the way: experts part * EL / parts
-// and on; rows past the end in turn. Routes over capacity are added to the rejected.
+// about experts and about rows that hold no route is written on the way: every parts-th 32 experts,
+// and rows past the end in turn. Routes over capacity are added to the rejected.
 MOE_DEV void moe_layout(const MoePlanParams &p, const MoePlanShared &s, u32 part, u32 parts, u32 *sums) {
-    u32 per = (p.local_experts + blockDim.x - 1) / blockDim.x;
+    u32 per = (p.local_experts + blockDim.x - 1) >> moe_log2(blockDim.x); // a division takes as long as the scan
     u32 first = moe_min(threadIdx.x * per, p.local_experts);
     u32 last = moe_min(first + per, p.local_experts);
-    u32 mine_first = (u32)((u64)p.local_experts * part / parts);
-    u32 mine_last = (u32)((u64)p.local_experts * (part + 1) / parts);
+    bool turns = parts > 1 && parts * 32 < p.local_experts;
     u32 mine = 0, used;
     for (u32 e = first; e < last; e++) mine += moe_region(p, moe_min(s.total[e], p.capacity));
     u32 row = moe_block_scan(mine, sums, &used);
@@ -192,7 +191,7 @@ MOE_DEV void moe_layout(const MoePlanParams &p, const MoePlanShared &s, u32 part
         if (total > placed) atomicAdd(&sums[35], total - placed);
         s.next[e] += row;
         s.total[e] = row + placed;
-        if (e >= mine_first && e < mine_last) {
+        if (parts == 1 || (turns ? (e >> 5) % parts : e >> 5) == part) {
             ((i32 *)p.expert_offsets)[e] = (i32)row;
             ((i32 *)p.tokens_per_expert)[e] = (i32)placed;
         }
@@ -203,10 +202,13 @@ MOE_DEV void moe_layout(const MoePlanParams &p, const MoePlanShared &s, u32 part
     __syncthreads();
     if (p.layout == MOE_PACKED) return;
     // Padding. Short ones are a thread's work each, long ones a warp's.
-    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31, width = p.align > 64 ? 32 : 1;
-    u32 worker = width == 32 ? warp : threadIdx.x, workers = blockDim.x / width, at = width == 32 ? lane : 0;
-    for (u32 e = mine_first + worker; e < mine_last; e += workers)
-        for (u32 r = s.total[e] + at; r < moe_min(moe_region_end(p, s, e), p.rows); r += width) moe_no_source(p, r);
+    u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    bool wide = p.align > 64;
+    u32 worker = wide ? warp : threadIdx.x, workers = wide ? blockDim.x >> 5 : blockDim.x;
+    for (u32 e0 = part * 32; e0 < p.local_experts; e0 += parts * 32)
+        for (u32 e = e0 + worker; e < moe_min(e0 + 32, p.local_experts); e += workers)
+            for (u32 r = s.total[e] + (wide ? lane : 0); r < moe_min(moe_region_end(p, s, e), p.rows); r += wide ? 32 : 1)
+                moe_no_source(p, r);
 }
 
 // Masked ids that only fill up the routes of a mask's token count nowhere.
@@ -214,6 +216,13 @@ MOE_DEV void moe_write_status(const MoePlanParams &p, const u32 *sums) {
     u32 *status = (u32 *)p.status;
     if (threadIdx.x < 4) status[threadIdx.x] = threadIdx.x == 0 && p.over_max_routes ? 0 : sums[32 + threadIdx.x];
     if (threadIdx.x == 4) status[4] = p.over_max_routes ? *(const u32 *)p.over_max_routes : 0;
+}
+
+// What a block that has counted all routes knows of them.
+MOE_DEV void moe_write_totals(const MoePlanParams &p, const MoePlanShared &s, const u32 *sums) {
+    moe_write_status(p, sums);
+    if (p.logical_load)
+        for (u32 e = threadIdx.x; e < p.experts; e += blockDim.x) ((i32 *)p.logical_load)[e] = (i32)s.load[e];
 }
 
 // --- ranking -----------------------------------------------------------------------------------
@@ -367,11 +376,9 @@ MOE_DEV u32 moe_rank_local(const MoePlanParams &p, const MoePlanShared &s, const
     for (u32 base = c.begin; base < c.end; base += warps * 32) {
         u32 x = base + threadIdx.x;
         i32 id = MOE_ROUTE_ABSENT, e = MOE_ROUTE_ABSENT;
-        if (warp < warps && x < c.end && x < c.valid) {
-            id = moe_route_id(p, x);
-            e = moe_route_local(p, id, x);
-        }
-        for (u32 i = threadIdx.x; i < warps * s.stride / 2; i += blockDim.x) words[i] = 0;
+        if (warp < warps && x < c.end && x < c.valid) id = moe_route_id(p, x);
+        for (u32 i = threadIdx.x; i < warps * s.stride / 2; i += blockDim.x) words[i] = 0; // while the id travels
+        e = moe_route_local(p, id, x);
         __syncthreads();
         u32 peers = 0, below = 0;
         if (warp < warps) {
@@ -420,47 +427,49 @@ MOE_DEV void moe_exchange_publish(const MoePlanParams &p, const MoePlanShared &s
                            sums[33 + 2 * threadIdx.x]);
 }
 
-// Adds up the table: next = routes before `chunk`, total = all, and the rejected routes. Waits for
-// every chunk.
+// Adds up the table: next = routes before `chunk`, total = all, and in block 0 the rejected routes.
+// Waits for every chunk.
 MOE_DEV void moe_exchange_collect(const MoePlanShared &s, const MoeExchange &t, u32 chunk, u32 chunks, u32 epoch,
                                   u32 *sums) {
     for (u32 e = threadIdx.x; e < s.stride; e += blockDim.x) s.next[e] = s.total[e] = 0;
     if (threadIdx.x < 4) sums[32 + threadIdx.x] = 0;
     __syncthreads();
-    u32 width = t.counts + 2, across = moe_min(width, blockDim.x);
-    u32 groups = blockDim.x / across, group = threadIdx.x / across, lane = threadIdx.x - group * across;
-    if (group < groups)
-        for (u32 i = lane; i < width; i += across) {
-            u32 before_a = 0, before_b = 0, all_a = 0, all_b = 0;
-            for (u32 c0 = group; c0 < chunks; c0 += 8 * groups) {
-                u64 v[8];
-#pragma unroll
-                for (u32 j = 0; j < 8; j++)
-                    if (c0 + j * groups < chunks)
-                        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];"
-                                     : "=l"(v[j])
-                                     : "l"(t.rows + (u64)(c0 + j * groups) * t.stride + i)
-                                     : "memory");
-#pragma unroll
-                for (u32 j = 0; j < 8; j++) {
-                    u32 c = c0 + j * groups;
-                    if (c >= chunks) continue;
-                    u32 w = (u32)(v[j] >> 32) == epoch ? (u32)v[j]
-                                                       : moe_exchange_load(t.rows + (u64)c * t.stride + i, epoch);
-                    all_a += w & 0xffff, all_b += w >> 16;
-                    if (c < chunk) before_a += w & 0xffff, before_b += w >> 16;
-                }
-            }
-            if (i >= t.counts) {
-                atomicAdd(&sums[32 + 2 * (i - t.counts)], all_a);
-                atomicAdd(&sums[33 + 2 * (i - t.counts)], all_b);
-                continue;
-            }
-            atomicAdd(&s.total[2 * i], all_a);
-            atomicAdd(&s.total[2 * i + 1], all_b);
-            atomicAdd(&s.next[2 * i], before_a);
-            atomicAdd(&s.next[2 * i + 1], before_b);
+    if (blockIdx.x == 0)
+        for (u32 i = threadIdx.x; i < 2 * chunks; i += blockDim.x) {
+            u32 w = moe_exchange_load(t.rows + (u64)(i >> 1) * t.stride + t.counts + (i & 1), epoch);
+            if (w & 0xffff) atomicAdd(&sums[32 + 2 * (i & 1)], w & 0xffff);
+            if (w >> 16) atomicAdd(&sums[33 + 2 * (i & 1)], w >> 16);
         }
+    // Threads side by side take words side by side; groups of them, chunks in turn.
+    u32 across = t.counts > 1 ? 32 - __clz(t.counts - 1) : 0;
+    across = moe_min(across, moe_log2(blockDim.x));
+    u32 groups = blockDim.x >> across, group = threadIdx.x >> across, lane = threadIdx.x - (group << across);
+    for (u32 i = lane; i < t.counts; i += 1u << across) {
+        u32 before_a = 0, before_b = 0, all_a = 0, all_b = 0;
+        for (u32 c0 = group; c0 < chunks; c0 += 8 * groups) {
+            u64 v[8];
+#pragma unroll
+            for (u32 j = 0; j < 8; j++)
+                if (c0 + j * groups < chunks)
+                    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];"
+                                 : "=l"(v[j])
+                                 : "l"(t.rows + (u64)(c0 + j * groups) * t.stride + i)
+                                 : "memory");
+#pragma unroll
+            for (u32 j = 0; j < 8; j++) {
+                u32 c = c0 + j * groups;
+                if (c >= chunks) continue;
+                u32 w = (u32)(v[j] >> 32) == epoch ? (u32)v[j]
+                                                   : moe_exchange_load(t.rows + (u64)c * t.stride + i, epoch);
+                all_a += w & 0xffff, all_b += w >> 16;
+                if (c < chunk) before_a += w & 0xffff, before_b += w >> 16;
+            }
+        }
+        atomicAdd(&s.total[2 * i], all_a);
+        atomicAdd(&s.total[2 * i + 1], all_b);
+        atomicAdd(&s.next[2 * i], before_a);
+        atomicAdd(&s.next[2 * i + 1], before_b);
+    }
     __syncthreads();
 }
 

@@ -1,4 +1,4 @@
-// Rows past the last offset, and fills.
+// Rows past the last offset.
 #include "common.cuh"
 
 // Zeroes rows expert_offsets[local_experts] .. out_rows. Parameters: MoeZeroTailParams.
@@ -7,10 +7,4 @@ extern "C" __global__ void __launch_bounds__(256) moe_zero_tail(MoeZeroTailParam
     u64 first = used < 0 ? 0 : (u64)used;
     for (u64 row = first + blockIdx.x; row < z.out_rows; row += gridDim.x)
         moe_zero_span(z.output + row * z.output_stride, z.row_bytes, z.vec, threadIdx.x, blockDim.x);
-}
-
-// Writes `value` to `words` consecutive words. Parameters: MoeFillParams.
-extern "C" __global__ void __launch_bounds__(256) moe_fill_words(MoeFillParams f) {
-    u64 step = (u64)gridDim.x * blockDim.x;
-    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < f.words; i += step) ((u32 *)f.output)[i] = f.value;
 }

@@ -205,7 +205,7 @@ blocks! {
     }
 
     /// Rows by an existing plan.
-    GatherParams: 176 {
+    GatherParams: 184 {
         rows: [RowsParams; 2],
         slot: u64,
         expert_offsets: u64,
@@ -220,6 +220,8 @@ blocks! {
         dtype: u32,
         hidden: u64,
         order: u64,
+        ahead: u32,
+        reserved: u32,
     }
 
     /// Unpermute.
@@ -244,7 +246,8 @@ blocks! {
         scale_block: u32,
         splits: u32,
         initial_scale: f32,
-        reserved: u64,
+        reciprocal: u32,
+        reserved: u32,
     }
 
     /// The backward of unpermute.

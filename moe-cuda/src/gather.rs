@@ -4,7 +4,7 @@ use crate::abi::{self, GatherParams, RowsParams, ZeroTailParams};
 use crate::launch::{Launch, Shape};
 use crate::plan::{PlanAddress, optional, plan_region};
 use crate::ptx::Kernel;
-use crate::thresholds::{gather_splits, tail_grid, with_padding};
+use crate::thresholds::{gather_cut, tail_grid, with_padding};
 use crate::{Cuda, CudaQueue, CudaRegionMut};
 use moe_core::Result;
 use moe_core::raw::{GatherArgs, RawRows, RawRowsMut, ZeroTailArgs};
@@ -57,19 +57,25 @@ pub(crate) unsafe fn gather_listed(
         Some(list) => launch.write(list)?,
         None => 0,
     };
+    let mut ahead = 0;
     let (kernel, block, grid) = if order != 0 {
         debug_assert!(moved.vec == 16 && args.weights.is_none());
         (Kernel::GatherListV16, LIST_BLOCK, shape.num_routes() as u32)
     } else {
         let (tuned, row_bytes) = (queue.thresholds(), moved.row_bytes as usize);
-        moved.splits = gather_splits(&tuned, shape.num_tokens, row_bytes, moved.vec, launch.multiprocessors());
-        let kernel = match (&args.weights, moved.vec) {
+        let whole = moved.vec == 16 && moved.row_bytes.is_multiple_of(16);
+        let usual = whole && args.weights.is_none() && !plan.has_padding();
+        let cut = gather_cut(&tuned, shape.num_tokens, row_bytes, moved.vec, usual, launch.multiprocessors());
+        (moved.splits, ahead) = (cut.splits, cut.usual.unwrap_or(0));
+        let kernel = match (&args.weights, cut.usual) {
             (Some(_), _) => Kernel::GatherWeighted,
-            (None, 16) => Kernel::GatherV16,
-            (None, _) => Kernel::GatherAny,
+            (None, Some(0)) => Kernel::GatherRowsV16,
+            (None, Some(_)) => Kernel::GatherAheadV16,
+            (None, None) if moved.vec == 16 => Kernel::GatherV16,
+            (None, None) => Kernel::GatherAny,
         };
         let blocks = shape.num_tokens * moved.splits as usize;
-        (kernel, BLOCK, with_padding(blocks, plan.has_padding(), shape.num_local_experts))
+        (kernel, cut.threads, with_padding(blocks, plan.has_padding(), shape.num_local_experts))
     };
     if grid == 0 {
         return Ok(());
@@ -89,6 +95,8 @@ pub(crate) unsafe fn gather_listed(
         dtype: abi::dtype(args.rows.dtype),
         hidden: args.rows.cols as u64,
         order,
+        ahead,
+        ..GatherParams::default()
     };
     // SAFETY: the gather kernels take `GatherParams`; addresses are from this launch; shapes and strides are those that
     // moe-core checked, and `vec` divides addresses and strides; a list is as long as the grid.

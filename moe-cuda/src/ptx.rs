@@ -39,7 +39,7 @@ sources! {
     CHUNKS = "chunks";
     BLOCKS = "blocks";
     PERMUTE = "permute";
-    GATHER = "gather";
+    GATHER = "gather" sm90;
     COMBINE = "combine";
     COMBINE_GRAD = "combine_grad";
     ROUTER = "router";
@@ -84,9 +84,12 @@ kernels! {
     BlockTable = "moe_block_table" in BLOCKS,
     SplitSizes = "moe_split_sizes" in BLOCKS,
     PermuteTiny = "moe_permute_tiny" in PERMUTE,
+    PermuteTinyWide = "moe_permute_tiny_wide" in PERMUTE,
     PermuteSmall = "moe_permute_small" in PERMUTE,
     PermuteGrid = "moe_permute_grid" in PERMUTE,
     GatherV16 = "moe_gather_v16" in GATHER,
+    GatherRowsV16 = "moe_gather_rows_v16" in GATHER,
+    GatherAheadV16 = "moe_gather_ahead_v16" in GATHER,
     GatherListV16 = "moe_gather_list_v16" in GATHER,
     GatherAny = "moe_gather_any" in GATHER,
     GatherWeighted = "moe_gather_weighted" in GATHER,
@@ -97,8 +100,10 @@ kernels! {
     CombineBf16Bf16 = "moe_combine_bf16_bf16" in COMBINE,
     CombineBf16F32 = "moe_combine_bf16_f32" in COMBINE,
     CombineF16F16K8 = "moe_combine_f16_f16_k8" in COMBINE,
+    CombineF16F16K8R64 = "moe_combine_f16_f16_k8_r64" in COMBINE,
     CombineF16F16K2 = "moe_combine_f16_f16_k2" in COMBINE,
     CombineBf16Bf16K8 = "moe_combine_bf16_bf16_k8" in COMBINE,
+    CombineBf16Bf16K8R64 = "moe_combine_bf16_bf16_k8_r64" in COMBINE,
     CombineBf16Bf16K2 = "moe_combine_bf16_bf16_k2" in COMBINE,
     CombineE4m3F32 = "moe_combine_e4m3_f32" in COMBINE,
     CombineE4m3F16 = "moe_combine_e4m3_f16" in COMBINE,
@@ -139,7 +144,7 @@ impl Kernel {
     /// Whether it takes more dynamic shared memory than every GPU gives without asking.
     pub(crate) fn wants_shared_memory(self) -> bool {
         use Kernel::*;
-        matches!(self, PlanSmall | PlanGrid | PermuteTiny | PermuteSmall | PermuteGrid | BlockTable)
+        matches!(self, PlanSmall | PlanGrid | PermuteTiny | PermuteTinyWide | PermuteSmall | PermuteGrid | BlockTable)
     }
 }
 
@@ -181,10 +186,9 @@ mod tests {
         }
     }
 
-    /// `moe_fill_words` is for benchmarks, which load it themselves.
     #[test]
     fn every_entry_point_is_named_here() {
-        let ours: BTreeSet<&str> = Kernel::ALL.iter().map(|k| k.name()).chain(["moe_fill_words"]).collect();
+        let ours: BTreeSet<&str> = Kernel::ALL.iter().map(|k| k.name()).collect();
         let theirs: BTreeSet<&str> = SOURCES.iter().flat_map(|source| entries(source.sm80)).collect();
         assert_eq!(ours, theirs);
     }
@@ -198,6 +202,16 @@ mod tests {
                 assert!(text.lines().any(|line| line == ".target sm_90"), "{}", source.name);
             }
         }
+    }
+
+    #[test]
+    fn every_committed_file_is_one_that_is_loaded() {
+        let listed = SHA256SUMS.lines().filter_map(|line| line.split_once("  ptx/")).map(|(_, name)| name.to_owned());
+        let named = SOURCES.iter().flat_map(|source| {
+            let hopper = source.sm90.map(|_| format!("{}.sm90.ptx", source.name));
+            [Some(format!("{}.sm80.ptx", source.name)), hopper].into_iter().flatten()
+        });
+        assert_eq!(listed.collect::<BTreeSet<_>>(), named.collect::<BTreeSet<_>>());
     }
 
     /// PTX that was not compiled from the sources beside it.

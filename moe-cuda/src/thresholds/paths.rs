@@ -1,11 +1,11 @@
 //! What a device says of the kernels that a wish would run.
 
 use super::knobs::{
-    COMBINE_HALF_TOKENS, COMBINE_WHOLE_TOKENS, GATHER_BLOCKS, LISTED_ROUTES, LISTED_ROW_BYTES, PERMUTE_GRID_ROUTES,
-    PERMUTE_GRID_TOP_K, SMALL_PERMUTE_ROUTES, SMALL_PLAN_ROUTES,
+    COMBINE_LONG_TOKENS, COMBINE_WHOLE_TOKENS, GATHER_AHEAD_BYTES, GATHER_BLOCKS, LISTED_ROUTES, LISTED_ROW_BYTES,
+    PERMUTE_GRID_ROUTES, PERMUTE_GRID_TOP_K, SMALL_PERMUTE_ROUTES, SMALL_PLAN_ROUTES, WIDE_PERMUTE_ROUTES,
 };
-use super::{PlanSize, Thresholds, Way, combine_cut, gather_splits};
-use crate::combine::fast_kernel;
+use super::{COMBINE_USUAL_THREADS, PlanSize, Thresholds, Way, combine_cut, combine_is_dense, gather_cut};
+use crate::combine::{fast_kernel, usual_kernel};
 use crate::ptx::Kernel;
 use moe_core::oracle::{Knob, Op, Path, Sizes, Tuned, Wish};
 use moe_core::{DType, Layout};
@@ -36,16 +36,24 @@ pub(crate) fn paths(tuned: &Tuned, wish: &Wish, multiprocessors: u32) -> Vec<Pat
         paths.push(path("plan", blocks(cut.kernel, cut.shape.grid), why));
     }
     if gather {
-        let splits = gather_splits(&thresholds, size.tokens, row_bytes, 16, multiprocessors);
-        let why = format!("{} tokens ({})", size.tokens, from(&GATHER_BLOCKS));
-        paths.push(path("gather", format!("{}, {splits} blocks a row", Kernel::GatherV16.name()), why));
+        let cut = gather_cut(&thresholds, size.tokens, row_bytes, 16, size.plain, multiprocessors);
+        let kernel = match cut.usual {
+            None => Kernel::GatherV16,
+            Some(0) => Kernel::GatherRowsV16,
+            Some(_) => Kernel::GatherAheadV16,
+        };
+        let taken = format!("{}, {} blocks of {} threads a row", kernel.name(), cut.splits, cut.threads);
+        let why = format!("{} tokens ({}; {})", size.tokens, from(&GATHER_BLOCKS), from(&GATHER_AHEAD_BYTES));
+        paths.push(path("gather", taken, why));
     }
     if plan && gather {
         let (taken, knobs): (String, &[Knob]) = match size.permute(&thresholds, multiprocessors, row_bytes) {
             Way::Together { cut, .. } if cut.kernel == Kernel::PermuteGrid => {
                 (blocks(cut.kernel, cut.shape.grid), &[PERMUTE_GRID_ROUTES, PERMUTE_GRID_TOP_K])
             }
-            Way::Together { cut, .. } => (blocks(cut.kernel, cut.shape.grid), &[SMALL_PERMUTE_ROUTES]),
+            Way::Together { cut, .. } => {
+                (blocks(cut.kernel, cut.shape.grid), &[SMALL_PERMUTE_ROUTES, WIDE_PERMUTE_ROUTES])
+            }
             Way::Listed(cut) => {
                 let list = Kernel::GatherListV16.name();
                 (format!("{}, then {list}", blocks(cut.kernel, cut.shape.grid)), &[LISTED_ROUTES, LISTED_ROW_BYTES])
@@ -57,7 +65,7 @@ pub(crate) fn paths(tuned: &Tuned, wish: &Wish, multiprocessors: u32) -> Vec<Pat
         paths.push(path("permute", taken, why));
     }
     if wish.wanted_ops().contains(&Op::Combine) {
-        paths.push(combine(&thresholds, sizes, wish.dtype(), &from));
+        paths.push(combine(&thresholds, sizes, wish.dtype(), multiprocessors, &from));
     }
     paths
 }
@@ -66,15 +74,24 @@ fn blocks(kernel: Kernel, grid: u32) -> String {
     format!("{}, {grid} blocks", kernel.name())
 }
 
-/// Into rows of the same type, or of f32 from types that results are not rounded to.
-fn combine(thresholds: &Thresholds, sizes: &Sizes, dtype: DType, from: &impl Fn(&Knob) -> String) -> Path {
+/// Into rows of the same type, or of f32 from f8 rows; with f32 weights and without a residual.
+fn combine(
+    thresholds: &Thresholds,
+    sizes: &Sizes,
+    dtype: DType,
+    multiprocessors: u32,
+    from: &impl Fn(&Knob) -> String,
+) -> Path {
     let tokens = sizes.typical_tokens;
     let out = if dtype.is_f8() { DType::F32 } else { dtype };
-    let kernel = fast_kernel(dtype, out, sizes.top_k).unwrap_or(Kernel::CombineAny);
     let vector = (16 / dtype.size()).min(8);
     let (threads, splits) = combine_cut(thresholds, tokens, sizes.top_k, sizes.hidden_size, vector);
+    let dense = combine_is_dense((tokens as u32).saturating_mul(splits), threads, multiprocessors);
+    let usual = usual_kernel(dtype, out, sizes.top_k, dense)
+        .filter(|_| sizes.hidden_size.is_multiple_of(8) && threads == COMBINE_USUAL_THREADS);
+    let kernel = usual.or(fast_kernel(dtype, out)).unwrap_or(Kernel::CombineAny);
     let taken = format!("{}, {splits} blocks of {threads} threads a token", kernel.name());
-    let why = format!("{tokens} tokens ({}; {})", from(&COMBINE_WHOLE_TOKENS), from(&COMBINE_HALF_TOKENS));
+    let why = format!("{tokens} tokens ({}; {})", from(&COMBINE_WHOLE_TOKENS), from(&COMBINE_LONG_TOKENS));
     Path { what: "combine", taken, why }
 }
 
@@ -97,13 +114,13 @@ mod tests {
             found.unwrap_or_else(|| panic!("{what}"))
         };
         let permute = find("", "permute");
-        assert!(permute.taken.starts_with("moe_permute_tiny, "), "{permute:?}");
+        assert!(permute.taken.starts_with("moe_permute_tiny_wide, "), "{permute:?}");
         assert!(permute.why.contains("1024 routes") && permute.why.contains("built in"), "{permute:?}");
-        let permute = find("[cuda: a GPU]\nsmall_permute_routes 1023", "permute");
+        let permute = find("[cuda: a GPU]\nsmall_permute_routes 1023\nwide_permute_routes 0", "permute");
         assert!(permute.taken.starts_with("moe_permute_grid, "), "{permute:?}");
         let table = "[cuda: a GPU]\nsmall_plan_routes 32";
         assert!(find(table, "plan").why.contains("small_plan_routes 32, measured"), "{:?}", find(table, "plan"));
-        assert!(find("", "combine").taken.starts_with("moe_combine_bf16_bf16_k8, 14 blocks"));
+        assert!(find("", "combine").taken.starts_with("moe_combine_bf16_bf16_k8_r64, 14 blocks"));
         assert!(find("[cuda: a GPU]\ncombine_whole_tokens 127", "combine").taken.contains(" 7 blocks of 64"));
     }
 

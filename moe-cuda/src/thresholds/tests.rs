@@ -47,16 +47,19 @@ fn check(size: &PlanSize, cut: &PlanCut, splits: Option<u32>, multiprocessors: u
     assert!(cut.share >= 1 && splits != Some(0) && grid >= 1, "{}", what());
     let chunks = grid / cut.share as usize;
     match cut.kernel {
-        Kernel::PermuteTiny | Kernel::PermuteSmall => {
-            let tiny = cut.kernel == Kernel::PermuteTiny;
+        Kernel::PermuteTiny | Kernel::PermuteTinyWide | Kernel::PermuteSmall => {
+            let tiny = cut.kernel != Kernel::PermuteSmall;
             assert!(k <= 32 && (!tiny || (size.plain && n <= 65_535)), "{}", what());
             let blocks = size.tokens * splits.unwrap() as usize + usize::from(tiny);
-            assert_eq!((grid, cut.shape.block, cut.shape.cooperative), (blocks, 256, false), "{}", what());
+            assert_eq!((grid, cut.shape.cooperative), (blocks, false), "{}", what());
+            assert_eq!(cut.shape.block, if cut.kernel == Kernel::PermuteTinyWide { 512 } else { 256 }, "{}", what());
+            assert!(splits.unwrap().is_power_of_two(), "{}", what());
             assert_eq!(cut.shape.shared as usize, 8 * ep + 4 * xp, "{}", what());
             return;
         }
         Kernel::PermuteGrid => {
-            assert!(cut.shape.cooperative && splits.is_some(), "{}", what());
+            assert!(cut.shape.cooperative && splits.unwrap().is_power_of_two(), "{}", what());
+            assert!(cut.share.is_power_of_two(), "{}", what());
             assert!(cut.share == 1 || chunk * k <= warps * 32, "chunks of one round are shared alone: {}", what());
         }
         Kernel::PlanGrid => assert!(cut.shape.cooperative && cut.share == 1, "{}", what()),
@@ -106,7 +109,7 @@ fn tuned_sizes() -> impl Iterator<Item = (Thresholds, PlanSize)> {
 
 #[test]
 fn every_cut_is_within_the_limits_of_its_kernel_whatever_is_tuned() {
-    let mut seen = [false; 5];
+    let mut seen = [false; 6];
     for multiprocessors in [1, 14, 132, 148] {
         for (tuned, size) in tuned_sizes() {
             check(&size, &size.plan(&tuned, multiprocessors), None, multiprocessors);
@@ -116,21 +119,22 @@ fn every_cut_is_within_the_limits_of_its_kernel_whatever_is_tuned() {
                         check(&size, &cut, Some(splits), multiprocessors);
                         let parts = splits as usize * row_bytes / 16;
                         assert!(parts < 1 << 32, "parts are numbered with 32 bits: {size:?} {row_bytes} {splits}");
-                        let at = [Kernel::PermuteTiny, Kernel::PermuteSmall, Kernel::PermuteGrid];
+                        let at =
+                            [Kernel::PermuteTiny, Kernel::PermuteSmall, Kernel::PermuteGrid, Kernel::PermuteTinyWide];
                         seen[at.iter().position(|kernel| *kernel == cut.kernel).unwrap()] = true;
                     }
                     Way::Listed(cut) => {
                         assert_eq!(cut.kernel, Kernel::PlanGrid, "the one that makes lists");
                         assert!(!size.mapped);
                         check(&size, &cut, None, multiprocessors);
-                        seen[3] = true;
+                        seen[4] = true;
                     }
-                    Way::Apart => seen[4] = true,
+                    Way::Apart => seen[5] = true,
                 }
             }
         }
     }
-    assert_eq!(seen, [true; 5], "every way is taken");
+    assert_eq!(seen, [true; 6], "every way is taken");
 }
 
 /// A workspace for limits serves every batch within them, whichever kernel it takes and whatever is tuned meanwhile, and
@@ -221,15 +225,18 @@ fn measured_sizes_take_the_path_that_was_fastest() {
         Way::Apart => ("apart", 0, 0),
     };
     assert_eq!(way(1, 8, 256, 14_336), ("moe_permute_tiny", 4, 1));
-    assert_eq!(way(128, 8, 256, 14_336), ("moe_permute_tiny", 2, 1));
-    assert_eq!(way(512, 8, 256, 14_336), ("moe_permute_grid", 2, 33));
-    assert_eq!(way(1_024, 8, 256, 14_336), ("moe_permute_grid", 2, 16));
-    assert_eq!(way(1_024, 8, 128, 4_096), ("moe_permute_grid", 1, 16));
-    assert_eq!(way(4_096, 8, 256, 14_336), ("listed", 128, 1));
+    assert_eq!(way(64, 8, 256, 14_336), ("moe_permute_tiny", 4, 1));
+    assert_eq!(way(65, 8, 256, 14_336), ("moe_permute_tiny_wide", 1, 1));
+    assert_eq!(way(256, 8, 128, 4_096), ("moe_permute_tiny_wide", 1, 1));
+    assert_eq!(way(257, 8, 256, 14_336), ("moe_permute_grid", 2, 8));
+    assert_eq!(way(512, 8, 256, 14_336), ("moe_permute_grid", 2, 8));
+    assert_eq!(way(1_024, 8, 128, 4_096), ("moe_permute_grid", 1, 4));
+    assert_eq!(way(4_096, 8, 256, 14_336), ("apart", 0, 0));
     assert_eq!(way(16_384, 8, 256, 14_336), ("listed", 256, 1));
     assert_eq!(way(16_384, 8, 128, 4_096), ("apart", 0, 0));
     assert_eq!(way(512, 2, 8, 8_192), ("moe_permute_tiny", 1, 1));
-    assert_eq!(way(1_024, 2, 8, 8_192), ("apart", 0, 0));
+    assert_eq!(way(1_024, 2, 8, 8_192), ("moe_permute_grid", 1, 8));
+    assert_eq!(way(16_384, 2, 8, 8_192), ("apart", 0, 0));
     let mapped = PlanSize { mapped: true, ..size(16_384, 8, 256) };
     assert_eq!(mapped.permute(&Thresholds::default(), 132, 14_336), Way::Apart);
 }
@@ -237,13 +244,15 @@ fn measured_sizes_take_the_path_that_was_fastest() {
 #[test]
 fn a_row_is_cut_only_while_tokens_alone_do_not_fill_the_device() {
     let tuned = Thresholds::default();
-    assert_eq!(gather_splits(&tuned, 1, 14_336, 16, 132), 4);
-    assert_eq!(gather_splits(&tuned, 264, 14_336, 16, 132), 1);
+    assert_eq!(gather_cut(&tuned, 1, 14_336, 16, true, 132), GatherCut { threads: 256, splits: 4, usual: None });
+    assert_eq!(gather_cut(&tuned, 264, 14_336, 16, true, 132), GatherCut { threads: 256, splits: 1, usual: Some(0) });
     assert_eq!(combine_cut(&tuned, 256, 8, 7_168, 8), (64, 14));
     assert_eq!(combine_cut(&tuned, 256, 2, 7_168, 8), (64, 7));
     assert_eq!(combine_cut(&tuned, 257, 8, 7_168, 8), (64, 7));
-    assert_eq!(combine_cut(&tuned, 8_192, 2, 7_168, 8), (64, 4));
-    assert_eq!(combine_cut(&tuned, 8_193, 8, 7_168, 8), (64, 2));
+    assert_eq!(combine_cut(&tuned, 2_048, 8, 2_048, 8), (64, 2));
+    assert_eq!(combine_cut(&tuned, 2_049, 8, 2_048, 8), (64, 4));
+    assert_eq!(combine_cut(&tuned, 8_193, 2, 4_096, 8), (64, 4));
+    assert_eq!(combine_cut(&tuned, 8_193, 8, 7_168, 8), (64, 7));
     assert_eq!(combine_cut(&tuned, 8_193, 8, 1, 4), (64, 1));
     assert_eq!(combine_cut(&tuned, 8_193, 8, 512, 8), (64, 1));
     for tuned in tables() {
@@ -255,4 +264,15 @@ fn a_row_is_cut_only_while_tokens_alone_do_not_fill_the_device() {
     }
     assert_eq!(combine_any_cut(1, 7_168, 132), (256, 28));
     assert_eq!(combine_any_cut(528, 7_168, 132), (256, 1));
+}
+
+/// Sizes of qwen3 at which one of the two kernels was measured to be faster.
+#[test]
+fn a_combine_takes_few_registers_where_that_makes_one_wave_of_several() {
+    for (grid, dense) in
+        [(4, false), (132, false), (133, true), (512, true), (2_048, true), (2_112, true), (2_113, false)]
+    {
+        assert_eq!(combine_is_dense(grid, 64, 132), dense, "{grid}");
+    }
+    assert!(!combine_is_dense(1_100, 128, 132) && combine_is_dense(1_000, 128, 132));
 }
