@@ -12,7 +12,7 @@ use crate::ptx::Kernel;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceSlice, SyncOnDrop, result};
 use moe_core::{Error, Result};
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLockReadGuard};
 
 /// The shape of a launch: one-dimensional blocks in a one-dimensional grid.
@@ -26,14 +26,16 @@ pub(crate) struct Shape {
     pub(crate) cooperative: bool,
 }
 
-/// A bit for each kernel that this process has launched.
-static LAUNCHED: AtomicU64 = AtomicU64::new(0);
-const _: () = assert!(Kernel::ALL.len() <= 64);
+/// Whether this process has launched each kernel.
+static LAUNCHED: [AtomicBool; Kernel::ALL.len()] = [const { AtomicBool::new(false) }; Kernel::ALL.len()];
 
 /// Every kernel that operations can pick, and whether this process has launched it: what a test run has covered.
 pub fn kernels_launched() -> Vec<(&'static str, bool)> {
-    let launched = LAUNCHED.load(Ordering::Relaxed);
-    Kernel::ALL.iter().map(|kernel| (kernel.name(), launched & 1 << *kernel as u64 != 0)).collect()
+    Kernel::ALL
+        .iter()
+        .zip(&LAUNCHED)
+        .map(|(kernel, launched)| (kernel.name(), launched.load(Ordering::Relaxed)))
+        .collect()
 }
 
 /// An operation that is being enqueued.
@@ -121,10 +123,7 @@ impl<'r> Launch<'r> {
         };
         done.map_err(|error| queue.device().error(self.op, error))?;
         queue.enqueued(self.op);
-        let bit = 1 << kernel as u64;
-        if LAUNCHED.load(Ordering::Relaxed) & bit == 0 {
-            LAUNCHED.fetch_or(bit, Ordering::Relaxed);
-        }
+        LAUNCHED[kernel as usize].store(true, Ordering::Relaxed);
         Ok(())
     }
 

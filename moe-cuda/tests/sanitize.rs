@@ -10,11 +10,11 @@ use moe_core::eplb::LoadRecorder;
 use moe_core::float8::{F8E4M3, F8E5M2};
 use moe_core::quant::{Block128, ExponentRounding, Mxfp8, Nvfp4, PerToken, Quantization, ScaleLayout};
 use moe_core::{
-    Buf, Capacity, CombineInput, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Router, Routing, Rows,
+    Buf, Capacity, CombineInput, Device, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Router, Routing, Rows,
     Scoring, Workspace,
 };
 use moe_cpu::Cpu;
-use moe_cuda::{Cuda, kernels_launched};
+use moe_cuda::{Cuda, CudaDevice, kernels_launched};
 
 const CANARY: usize = 32;
 
@@ -247,6 +247,10 @@ fn formats<T: Float>(queue: &mut Queue<'_, Cuda>, case: Case) {
     quantised::<T, _>(queue, case, Nvfp4 { global_scale: 2.0, layout: ScaleLayout::Swizzled });
 }
 
+fn tune(device: &CudaDevice, values: &str) {
+    device.tune(&format!("[cuda: {}]\n{values}", device.info().name).parse().unwrap()).unwrap();
+}
+
 #[test]
 fn every_kernel_stays_inside_of_its_memory() {
     let Some(device) = device("cuda") else { return };
@@ -259,6 +263,8 @@ fn every_kernel_stays_inside_of_its_memory() {
         Case { tokens: 64, top_k: 33, experts: 40, ..base }, // the permute with a barrier
         Case { tokens: 64, top_k: 257, experts: 300, hidden: 16, ..base }, // and the plan
         Case { top_k: 8, layout: Layout::Packed, ..base },   // the permute that compares keys, and 8 rows at a time
+        Case { top_k: 9, tokens: 64, experts: 40, layout: Layout::Packed, ..base }, // by long blocks
+        Case { top_k: 8, tokens: 64, hidden: 2_048, layout: Layout::Packed, ..base }, // 8 rows in few registers
         Case { top_k: 2, hidden: 72, ..base },               // two rows
         Case { tokens: 1, top_k: 1, experts: 1, hidden: 2_056, ..base }, // rows that several blocks share
     ];
@@ -267,11 +273,14 @@ fn every_kernel_stays_inside_of_its_memory() {
         floats::<f16>(&mut queue, case);
         floats::<bf16>(&mut queue, case);
     }
-    // Rows that are moved in the order of a list: as few of so many routes as find a place.
-    floats::<f32>(
-        &mut queue,
-        Case { top_k: 512, experts: 40, hidden: 2_052, layout: Layout::Padded(8), tokens: 64, ..base },
-    );
+    // Paths of many tokens, as few as they are here.
+    let many = Case { tokens: 64, top_k: 33, experts: 40, ..base };
+    tune(device.raw(), "gather_ahead_bytes 0");
+    floats::<f32>(&mut queue, Case { layout: Layout::Packed, ..many });
+    tune(device.raw(), "permute_grid_routes 0\nlisted_routes 1024\nlisted_row_bytes 0");
+    floats::<f32>(&mut queue, many);
+    floats::<bf16>(&mut queue, Case { hidden: 68, layout: Layout::Padded(8), ..many });
+    tune(device.raw(), "");
     builders::<f32>(&mut queue, base, 3);
     builders::<f16>(&mut queue, Case { top_k: 33, layout: Layout::Packed, ..base }, 40); // more than a batch of routes
     builders::<bf16>(&mut queue, Case { tokens: 64, top_k: 33, experts: 40, layout: Layout::Padded(8), ..base }, 20);
