@@ -4,7 +4,9 @@
 #[path = "support/toy.rs"]
 mod toy;
 
+use moe_core::float8::F8E4M3;
 use moe_core::half::f16;
+use moe_core::quant::{PerToken, ScaleLayout};
 use moe_core::{Dev, Limits, PlanSpec, Queue, Result, RoutePlan, Routing, Workspace};
 use toy::Toy;
 
@@ -86,6 +88,65 @@ fn an_output_that_overlaps_is_refused_before_any_launch() -> Result<()> {
     permute(&mut plan, queue, ws, plain()?, FAR + 32)?;
     assert_eq!(toy::launches(), launches + 3, "build and gather of permute, and a gather");
     Ok(())
+}
+
+#[test]
+fn quantised_rows_activations_and_products_that_overlap_are_refused_before_any_launch() -> Result<()> {
+    let (dev, mut queue, mut workspace, mut plan) = setup()?;
+    let (queue, dev) = (&mut queue, dev.raw());
+    let launches = toy::launches();
+    let r = |start, n: usize, cols| dev.lend::<f32>(start, n * cols)?.rows(cols);
+    let rm = |start, n: usize, cols| dev.lend_mut::<f32>(start, n * cols)?.rows(cols);
+
+    // Values take 64 bytes, scales 32.
+    let gather = |queue: &mut _, rows, values, scales| -> Result<()> {
+        let (values, scales) = (dev.lend_mut(values, 64)?.rows(8)?, dev.lend_mut(scales, 8)?);
+        plan.gather_quant(r(rows, 4, 8)?, PerToken).run_into(queue, values, scales)
+    };
+    refused(gather(queue, FAR, FAR + 124, 0), "gather_quant: values overlaps rows");
+    refused(gather(queue, FAR, 0, FAR + 124), "gather_quant: scales overlaps rows");
+    refused(gather(queue, FAR, 0, 60), "gather_quant: values overlaps scales");
+
+    // Gate and up overlap nothing but each other, which they may.
+    let swiglu = |queue: &mut _, up, out| plan.swiglu_of(r(FAR, 8, 8)?, r(up, 8, 8)?).run_into(queue, rm(out, 8, 8)?);
+    refused(swiglu(queue, 0, FAR + 252), "swiglu: out overlaps gate");
+    refused(swiglu(queue, 0, 252), "swiglu: out overlaps up");
+    let fused = |queue: &mut _, out| plan.swiglu(r(FAR, 8, 16)?)?.run_into(queue, rm(out, 8, 8)?);
+    refused(fused(queue, FAR + 512 - 36), "swiglu: out overlaps gate");
+    refused(fused(queue, FAR + 512 - 4), "swiglu: out overlaps up");
+    let quant = |queue: &mut _, values, scales| -> Result<()> {
+        let (values, scales) = (dev.lend_mut(values, 64)?.rows(8)?, dev.lend_mut(scales, 8)?);
+        plan.swiglu(r(FAR, 8, 16)?)?.quantized(PerToken).run_into(queue, values, scales)
+    };
+    refused(quant(queue, FAR, 0), "swiglu_quant: values overlaps gate");
+    refused(quant(queue, 0, FAR + 508), "swiglu_quant: scales overlaps up");
+
+    let mut matmul = toy::ToyMatmul;
+    let mut product = |queue: &mut _, out| -> Result<()> {
+        let (rows, weights) = (dev.lend::<F8E4M3>(FAR, 64)?.rows(8)?, dev.lend::<F8E4M3>(4096, 24 * 8)?.rows(8)?);
+        let op = plan.grouped_matmul(rows, weights).row_scales(dev.lend(8192, 8)?, 8, ScaleLayout::RowMajor);
+        op.weight_scales(dev.lend(12_288, 24)?, [1, 8]).run_into(queue, &mut matmul, rm(out, 8, 8)?)
+    };
+    refused(product(queue, FAR + 60), "grouped_matmul: out overlaps rows");
+    refused(product(queue, 4096 + 188), "grouped_matmul: out overlaps weights");
+    refused(product(queue, 8192), "grouped_matmul: out overlaps row_scales");
+    refused(product(queue, 12_288 + 92), "grouped_matmul: out overlaps weight_scales");
+    assert_eq!(toy::launches(), launches, "something was launched");
+    fused(queue, FAR + 512)?;
+    product(queue, FAR + 64)?;
+    assert_eq!(toy::launches(), launches + 2, "what does not overlap runs");
+
+    let mut permute = |queue: &mut _, out, scales_out| {
+        let routing = Routing::top_k(dev.lend::<i32>(FAR, 8)?);
+        let (rows, scales, scales_out) = (r(4096, 4, 8)?, r(8192, 4, 1)?, rm(scales_out, 8, 1)?);
+        plan.permute_with_scales(queue, &mut workspace, spec(), routing, rows, rm(out, 8, 8)?, scales, scales_out)
+    };
+    refused(permute(queue, FAR + 28, 0), "permute_with_scales: out overlaps ids");
+    refused(permute(queue, 0, FAR + 28), "permute_with_scales: scales_out overlaps ids");
+    refused(permute(queue, 0, 252), "permute_with_scales: out overlaps scales_out");
+    refused(permute(queue, 8192, 0), "permute_with_scales: out overlaps scales");
+    refused(permute(queue, 0, 4096), "permute_with_scales: scales_out overlaps rows");
+    permute(queue, FAR + 32, FAR + 4096)
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #[path = "support/toy.rs"]
 mod toy;
 
-use moe_core::conformance::{GROUPS, GroupReport, Options, router, run_group};
+use moe_core::conformance::{GROUPS, GroupReport, Options, matmul, quant, router, run_group};
 use moe_core::raw::{RouteArgs, RouterGradArgs, RouterLossArgs};
 use moe_core::{Result, RouterBackend};
 use toy::{Toy, ToyQueue};
@@ -34,6 +34,16 @@ fn a_backend_that_computes_nothing_fails_every_group_that_looks_at_results() {
 #[test]
 fn a_backend_that_routes_nothing_fails_every_group_of_the_router_that_looks_at_results() {
     fails(router::GROUPS, &["no_tokens"], router::run_group::<Toy>);
+}
+
+#[test]
+fn a_backend_that_quantises_nothing_fails_every_group_of_quantisation_that_looks_at_results() {
+    fails(quant::GROUPS, &["errors_of"], quant::run_group::<Toy>);
+}
+
+#[test]
+fn a_backend_that_multiplies_nothing_fails_every_group_of_products_that_looks_at_results() {
+    fails(matmul::GROUPS, &["errors_of"], matmul::run_group::<Toy>);
 }
 
 fn fails(groups: &[&str], exempt: &[&str], run: fn(&str, &str, &Options) -> GroupReport) {

@@ -5,6 +5,7 @@
 
 use moe_core::float8::F8E4M3;
 use moe_core::half::bf16;
+use moe_core::quant::PerToken;
 use moe_core::{Dev, Layout, Limits, PlanSpec, Queue, Result, RoutePlan, Router, Routing, Scoring, Workspace};
 use moe_cpu::Cpu;
 use std::alloc::{GlobalAlloc, System};
@@ -86,6 +87,8 @@ fn check(device: &Dev<Cpu>) -> Result<()> {
         let mut y = q.zeros::<bf16>(r * hidden)?;
         let mut out = q.zeros::<bf16>(tokens * hidden)?;
         let (y8, scales) = (q.zeros::<F8E4M3>(r * hidden)?, q.zeros::<f32>(r)?);
+        let (mut z8, mut z8_scales) = (q.zeros::<F8E4M3>(r * hidden)?, q.zeros::<f32>(r)?);
+        let mut act = q.zeros::<bf16>(r * hidden / 2)?;
         let (mut grad_rows, mut grad_weights) = (q.zeros::<bf16>(r * hidden)?, q.zeros::<f32>(tokens * top_k)?);
 
         let n = allocations(q, |q| plan.build_into(q, &mut workspace, spec, routing()))?;
@@ -114,6 +117,17 @@ fn check(device: &Dev<Cpu>) -> Result<()> {
             op.run_into(q, Some(grad_rows.rows_mut(hidden)?), Some(grad_weights.view_mut()))
         })?;
         found.push((layout, "combine_grad", n));
+        let op = || Ok::<_, moe_core::Error>(plan.gather_quant(x.rows(hidden)?, PerToken));
+        let n = allocations(q, |q| op()?.run_into(q, z8.rows_mut(hidden)?, z8_scales.view_mut()))?;
+        found.push((layout, "gather_quant", n));
+        let op = || plan.swiglu(y.rows(hidden)?);
+        let n = allocations(q, |q| op()?.run_into(q, act.rows_mut(hidden / 2)?))?;
+        found.push((layout, "swiglu", n));
+        let n = allocations(q, |q| {
+            let (values, scales) = (z8.view_mut().slice(0..r * hidden / 2)?, z8_scales.view_mut());
+            op()?.quantized(PerToken).run_into(q, values.rows(hidden / 2)?, scales)
+        })?;
+        found.push((layout, "swiglu_quant", n));
         let n = allocations(q, |q| plan.zero_tail(q, grad_rows.rows_mut(hidden)?))?;
         found.push((layout, "zero_tail", n));
     }

@@ -12,7 +12,7 @@ use crate::Backend;
 /// So `|error| <= 1 ulp of the output + K * 2^-23 * Σ_k |rows[r, k] * weights[e, n, k]|`.
 ///
 /// The offsets are on the device and are not trusted: an implementation clamps them to `0..=R` and takes a range that
-/// does not ascend as empty.
+/// does not ascend as empty. Where it writes from several tasks at once, it also sees to it that no two ranges overlap.
 #[derive(Debug)]
 pub struct GroupedMatmulArgs<'a, B: Backend> {
     /// The plan, for its `expert_offsets`.

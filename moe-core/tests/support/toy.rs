@@ -3,12 +3,12 @@
 #![allow(dead_code, unreachable_pub)]
 
 use moe_core::raw::{
-    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, MaskArgs, PlanMut, ScatterMaskArgs,
-    SplitSizesArgs, ZeroTailArgs,
+    BlockTableArgs, BuildArgs, ChunkArgs, CombineArgs, CombineGradArgs, GatherArgs, GatherQuantArgs, GroupedMatmulArgs,
+    MaskArgs, PlanMut, ScatterMaskArgs, SplitSizesArgs, SwigluArgs, SwigluQuantArgs, ZeroTailArgs,
 };
 use moe_core::{
-    Backend, Buffer, Capacity, CommandQueue, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Limits,
-    PermuteBackend, Region, Result, Span, View, ViewMut,
+    Backend, Buffer, Capacity, CommandQueue, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, GroupedMatmul,
+    Limits, MatmulBackend, PermuteBackend, QuantBackend, Region, Result, Span, View, ViewMut,
 };
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -249,5 +249,38 @@ unsafe impl PermuteBackend for Toy {
 
     unsafe fn split_sizes(_: &mut ToyQueue, _: SplitSizesArgs<'_, Self>) -> Result<()> {
         launched()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl QuantBackend for Toy {
+    unsafe fn gather_quant(_: &mut ToyQueue, _: GatherQuantArgs<'_, Self>) -> Result<()> {
+        launched()
+    }
+
+    unsafe fn swiglu(_: &mut ToyQueue, _: SwigluArgs<'_, Self>) -> Result<()> {
+        launched()
+    }
+
+    unsafe fn swiglu_quant(_: &mut ToyQueue, _: SwigluQuantArgs<'_, Self>) -> Result<()> {
+        launched()
+    }
+}
+
+/// Products of nothing.
+pub struct ToyMatmul;
+
+// SAFETY: as above.
+unsafe impl GroupedMatmul<Toy> for ToyMatmul {
+    unsafe fn grouped_matmul(&mut self, _: &mut ToyQueue, _: GroupedMatmulArgs<'_, Toy>) -> Result<()> {
+        launched()
+    }
+}
+
+impl MatmulBackend for Toy {
+    type Matmul = ToyMatmul;
+
+    fn matmul(_: &ToyQueue) -> Result<ToyMatmul> {
+        Ok(ToyMatmul)
     }
 }

@@ -112,17 +112,19 @@ fn products<A: Acc>(args: GroupedMatmulArgs<'_, Cpu>) {
         let mut sums = vec![A::default(); m * n];
         // SAFETY: `sums` is m rows of n elements.
         unsafe { A::gemm(sums.as_mut_ptr(), n, &x, rows.clone(), &w, inner) };
+        let weight_scale = |col| match &weight_scales {
+            Some(scales) if !along => scales.get(expert, col, 0, [outputs, inner]),
+            _ => 1.0,
+        };
+        let weight_scales: Vec<f32> = cols.clone().map(weight_scale).collect();
         for (i, sums) in sums.chunks_exact(n).enumerate() {
-            let row_scale = if along { None } else { row_scales.as_ref().map(|s| s.get(rows.start + i, 0)) };
-            for (j, sum) in sums.iter().enumerate() {
-                let scale = if along {
-                    None
-                } else {
-                    weight_scales.as_ref().map(|s| s.get(expert, cols.start + j, 0, [outputs, inner]))
-                };
-                let y = sum.scaled(row_scale.unwrap_or(1.0), scale.unwrap_or(1.0));
+            let row_scale = match &row_scales {
+                Some(scales) if !along => scales.get(rows.start + i, 0),
+                _ => 1.0,
+            };
+            for (j, (sum, scale)) in sums.iter().zip(&weight_scales).enumerate() {
                 // SAFETY: as above.
-                unsafe { write(&out, dtype, at + i * stride + j, y) };
+                unsafe { write(&out, dtype, at + i * stride + j, sum.scaled(row_scale, *scale)) }
             }
         }
     });

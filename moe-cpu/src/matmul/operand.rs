@@ -205,8 +205,9 @@ impl<'a> RowScales<'a> {
 
     /// Multiplies a row.
     pub(super) fn apply<A: Acc>(&self, row: usize, values: &mut [A]) {
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = value.times(self.get(row, i / self.block));
+        for (block, values) in values.chunks_mut(self.block).enumerate() {
+            let scale = self.get(row, block);
+            values.iter_mut().for_each(|value| *value = value.times(scale));
         }
     }
 }
@@ -230,8 +231,9 @@ impl<'a> WeightScales<'a> {
 
     /// Multiplies the weights of one output.
     pub(super) fn apply<A: Acc>(&self, expert: usize, output: usize, values: &mut [A], shape: [usize; 2]) {
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = value.times(self.get(expert, output, i / self.block[1], shape));
+        for (block, values) in values.chunks_mut(self.block[1]).enumerate() {
+            let scale = self.get(expert, output, block, shape);
+            values.iter_mut().for_each(|value| *value = value.times(scale));
         }
     }
 }
