@@ -116,6 +116,22 @@ pub(super) fn row_capacity(args: &PlanArgs<'_>, routes: usize) -> usize {
     }
 }
 
+/// The arguments of a packed plan whose experts are all local; ids are filled in.
+pub(super) fn base(top_k: usize, experts: usize) -> PlanArgs<'static> {
+    PlanArgs {
+        ids: Ids::I64(&[]),
+        top_k,
+        experts,
+        copies: None,
+        expert_map: None,
+        local_experts: experts,
+        layout: Layout::Packed,
+        capacity: None,
+        valid_tokens: None,
+        over_max_routes: None,
+    }
+}
+
 /// Builds a plan in the current pool.
 pub(super) fn build(args: &PlanArgs<'_>, routes: usize) -> Arrays {
     let rows = row_capacity(args, routes);

@@ -87,21 +87,6 @@ fn check(args: &PlanArgs<'_>, ids: &[i64]) {
     });
 }
 
-fn base(top_k: usize, experts: usize) -> PlanArgs<'static> {
-    PlanArgs {
-        ids: Ids::I64(&[]),
-        top_k,
-        experts,
-        copies: None,
-        expert_map: None,
-        local_experts: experts,
-        layout: Layout::Packed,
-        capacity: None,
-        valid_tokens: None,
-        over_max_routes: None,
-    }
-}
-
 /// Copies of experts; some rows of the map cannot be followed.
 struct RandomCopies {
     log2phy: Vec<i32>,

@@ -45,18 +45,8 @@ fn case(rng: &mut Rng) -> Case {
     let hidden = HIDDEN[rng.below(HIDDEN.len())];
     let tokens = [0, 1, 5, 40, 1 + 400_000 / (hidden * top_k)][rng.below(5)].min(700);
     let ids: Vec<i32> = (0..tokens * top_k).map(|_| rng.below(experts + 1) as i32 - 1).collect();
-    let args = PlanArgs {
-        ids: Ids::I32(&ids),
-        top_k,
-        experts,
-        copies: None,
-        expert_map: None,
-        local_experts: experts,
-        layout: if rng.below(2) == 0 { Layout::Packed } else { Layout::Aligned(5) },
-        capacity: None,
-        valid_tokens: None,
-        over_max_routes: None,
-    };
+    let layout = if rng.below(2) == 0 { Layout::Packed } else { Layout::Aligned(5) };
+    let args = PlanArgs { ids: Ids::I32(&ids), layout, ..base(top_k, experts) };
     let plan = build(&args, ids.len());
     let weights = (0..ids.len()).map(|_| rng.float()).collect();
     Case { plan, top_k, tokens, hidden, shift: rng.below(64), weights }
@@ -115,6 +105,43 @@ fn gather_copies_bits_zeroes_padding_and_leaves_the_tail_alone() {
         };
         let run = |tier: Tier, out: &mut [u8]| gather(tier, &args, RowsMut { bytes: out, stride });
         everywhere(&want, &fresh, &run, &format!("gather {elem:?} H {} scaled {scaled}", c.hidden));
+    }
+}
+
+#[test]
+fn long_rows_of_whole_lines_are_gathered_in_pieces_without_a_gap() {
+    let mut rng = Rng::fresh("pieces");
+    // Rows of pieces, of less than one, and with a rest; tokens with more routes than are written side by side.
+    for (lines, top_k) in [(16, 8), (9, 3), (40, 8), (224, 2), (49, 37)] {
+        let (row, experts) = (lines * 64, 5);
+        let tokens = (3 << 20) / (row * top_k) + 1;
+        let ids: Vec<i32> = (0..tokens * top_k).map(|_| rng.below(experts + 1) as i32 - 1).collect();
+        let plan =
+            build(&PlanArgs { ids: Ids::I32(&ids), layout: Layout::Aligned(3), ..base(top_k, experts) }, ids.len());
+        let used = plan.offsets[experts] as usize;
+        let x: Vec<u8> = (0..tokens * row).map(|_| rng.next() as u8).collect();
+        let args = Gather {
+            plan: plan.placement(top_k),
+            rows: Rows { bytes: &x, stride: row },
+            row_bytes: row,
+            weights: None,
+        };
+        in_pools(|threads| {
+            for tier in Tier::available() {
+                let mut out = vec![0xa5u8; (used + 2) * row];
+                let start = out.as_ptr().align_offset(64);
+                gather(tier, &args, RowsMut { bytes: &mut out[start..start + used * row], stride: row });
+                for (r, &source) in plan.source[..used].iter().enumerate() {
+                    let got = &out[start + r * row..][..row];
+                    let same = match usize::try_from(source) {
+                        Ok(route) => got == &x[route / top_k * row..][..row],
+                        Err(_) => got.iter().all(|&b| b == 0),
+                    };
+                    assert!(same, "row {r} of {lines} lines, K {top_k}, {} with {threads} threads", tier.name());
+                }
+                assert!(out[..start].iter().chain(&out[start + used * row..]).all(|&b| b == 0xa5));
+            }
+        });
     }
 }
 
