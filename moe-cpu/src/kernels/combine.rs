@@ -78,9 +78,11 @@ const BATCH: usize = 16;
 /// Columns of a go when sums are kept in memory.
 const COLUMNS: usize = 512;
 
-/// How far ahead of the sums a row is asked for, in bytes. The processor's own prefetching alone loses a third: the
-/// rows are short, and each begins at a place it cannot guess.
-const AHEAD: usize = 1024;
+/// How far ahead of the sums a row is asked for, in bytes: into the first cache level, of which a core waits for 12 to 16
+/// lines at a time, and long before into the second, of which it waits for more. The processor's own prefetching alone
+/// loses a third: the rows are short, and each begins at a place it cannot guess.
+const AHEAD: usize = 512;
+const FAR: usize = 4096;
 
 /// A placed route.
 #[derive(Clone, Copy)]
@@ -165,7 +167,7 @@ impl<Y: Input, O: Output> Op for Tokens<'_, Y, O> {
             let whole = next == end;
             let n = coming_n;
             list = coming;
-            if token + 1 < self.tokens.end {
+            if token + 1 < self.args.plan.tokens() {
                 next = end;
                 coming_n = self.batch(&mut coming, &mut next, end + top_k);
                 for (route, coming) in list[..n].iter_mut().zip(&coming[..coming_n]) {
@@ -180,7 +182,7 @@ impl<Y: Input, O: Output> Op for Tokens<'_, Y, O> {
                 let data = self.args.init.map_or(std::ptr::null(), |x| x.bytes.as_ptr().add(token * x.stride));
                 let init = Init { data, scale: self.args.init_scale };
                 if whole && self.args.scales.is_none() {
-                    sum::<S, Y, O, O>(init, &list[..n], 0, hidden, out, self.stream);
+                    sum::<S, Y, O, O>(init, &list[..n], Cols { from: 0, to: hidden, row: hidden }, out, self.stream);
                     continue;
                 }
                 let mut at = 0;
@@ -189,23 +191,26 @@ impl<Y: Input, O: Output> Op for Tokens<'_, Y, O> {
                     let mut to = hidden.min((b + 1).saturating_mul(block));
                     let dst = out.add(at * O::SIZE);
                     let start = init.skip(at * O::SIZE);
+                    if !whole {
+                        to = to.min(at + COLUMNS);
+                    }
+                    let cols = Cols { from: at, to, row: hidden };
                     if whole {
                         self.scale(&list[..n], b, &mut scaled);
-                        sum::<S, Y, O, O>(start, &scaled[..n], at, to, dst, self.stream);
+                        sum::<S, Y, O, O>(start, &scaled[..n], cols, dst, self.stream);
                     } else {
-                        to = to.min(at + COLUMNS);
                         let mut sums = [0f32; COLUMNS];
                         let sums = sums.as_mut_ptr().cast::<u8>();
                         let mut next = token * top_k;
                         let n = self.batch(&mut list, &mut next, end);
                         self.scale(&list[..n], b, &mut scaled);
-                        sum::<S, Y, O, F32>(start, &scaled[..n], at, to, sums, false);
+                        sum::<S, Y, O, F32>(start, &scaled[..n], cols, sums, false);
                         while next < end {
                             let n = self.batch(&mut list, &mut next, end);
                             self.scale(&list[..n], b, &mut scaled);
-                            sum_in_place::<S, Y>(sums, &scaled[..n], at, to);
+                            sum_in_place::<S, Y>(sums, &scaled[..n], cols);
                         }
-                        sum::<S, Y, F32, O>(Init { data: sums, scale: 1.0 }, &[], at, to, dst, self.stream);
+                        sum::<S, Y, F32, O>(Init { data: sums, scale: 1.0 }, &[], cols, dst, self.stream);
                     }
                     at = to;
                 }
@@ -216,20 +221,28 @@ impl<Y: Input, O: Output> Op for Tokens<'_, Y, O> {
     }
 }
 
+/// Columns `from..to` of rows of `row` columns.
+#[derive(Clone, Copy)]
+struct Cols {
+    from: usize,
+    to: usize,
+    row: usize,
+}
+
 /// `out[i] = round(scale * init[i] + Σ weight * data[from + i])` for columns `from..to`.
 ///
 /// # Safety
-/// The processor has `S`; the routes' data can be read for `to` columns, `init` (unless its data are null) read and `out` written
-/// for `to - from`; `out` overlaps nothing else.
+/// The processor has `S`; the routes' data can be read for `to` columns, `init` (unless its data are null) read and
+/// `out` written for `to - from`; `out` overlaps nothing else.
 #[inline(always)]
 unsafe fn sum<S: Simd, Y: Input, I: Input, O: Output>(
     init: Init,
     routes: &[Route],
-    from: usize,
-    to: usize,
+    cols: Cols,
     out: *mut u8,
     stream: bool,
 ) {
+    let Cols { from, to, .. } = cols;
     let len = to - from;
     // SAFETY: every access is to columns below `len` of `init` and `out`, below `to` of the data; streaming stores
     // follow `stream_from`, so are aligned.
@@ -244,76 +257,143 @@ unsafe fn sum<S: Simd, Y: Input, I: Input, O: Output>(
             }
             return;
         }
+        if Y::PAIRS && I::PAIRS && O::PAIRS {
+            sum_vectors::<S, Y, I, O, true>(init, routes, cols, out, stream);
+        } else {
+            sum_vectors::<S, Y, I, O, false>(init, routes, cols, out, stream);
+        }
+    }
+}
+
+/// [`sum`] of at least a vector. With `PAIRED`, sums are kept as the types' pairs.
+///
+/// # Safety
+/// As for [`sum`]; all types have pairs where `PAIRED`.
+#[inline(always)]
+unsafe fn sum_vectors<S: Simd, Y: Input, I: Input, O: Output, const PAIRED: bool>(
+    init: Init,
+    routes: &[Route],
+    cols: Cols,
+    out: *mut u8,
+    stream: bool,
+) {
+    let len = cols.to - cols.from;
+    let step = UNROLL * S::LANES;
+    // SAFETY: every access is to columns below `len` of `init` and `out`, below `to` of the data; streaming stores
+    // follow `stream_from`, so are aligned.
+    unsafe {
+        let single = |i: usize| {
+            let v = vectors::<S, Y, I, 1, false>(init, routes, cols, i);
+            O::store::<S, false>(out.add(i * O::SIZE), v[0]);
+        };
         let mut i = 0;
-        if let Some(start) = stores::stream_from::<S, O>(out, len, stream) {
+        if let Some(start) = stores::stream_from::<S, O>(out, len, 1 + usize::from(PAIRED), stream) {
+            // Of overlapping vectors the same values are written twice.
             if start > 0 {
-                let v = vectors::<S, Y, I, 1>(init, routes, from, 0, len);
-                O::store::<S, false>(out, v[0]);
-                i = start;
+                single(0);
             }
-            while i + UNROLL * S::LANES <= len {
-                let v = vectors::<S, Y, I, UNROLL>(init, routes, from, i, len);
-                for (j, v) in v.into_iter().enumerate() {
-                    O::store::<S, true>(out.add((i + j * S::LANES) * O::SIZE), v);
-                }
-                i += UNROLL * S::LANES;
+            if start > S::LANES {
+                single(start - S::LANES);
+            }
+            i = start;
+            while i + step <= len {
+                let v = vectors::<S, Y, I, UNROLL, PAIRED>(init, routes, cols, i);
+                store::<S, O, PAIRED, true>(out.add(i * O::SIZE), v);
+                i += step;
             }
         }
-        while i + UNROLL * S::LANES <= len {
-            let v = vectors::<S, Y, I, UNROLL>(init, routes, from, i, len);
-            for (j, v) in v.into_iter().enumerate() {
-                O::store::<S, false>(out.add((i + j * S::LANES) * O::SIZE), v);
-            }
-            i += UNROLL * S::LANES;
+        while i + step <= len {
+            let v = vectors::<S, Y, I, UNROLL, PAIRED>(init, routes, cols, i);
+            store::<S, O, PAIRED, false>(out.add(i * O::SIZE), v);
+            i += step;
         }
         while i < len {
-            // The last vector overlaps what is written; the same values are written again.
-            let at = i.min(len - S::LANES);
-            let v = vectors::<S, Y, I, 1>(init, routes, from, at, len);
-            O::store::<S, false>(out.add(at * O::SIZE), v[0]);
+            single(i.min(len - S::LANES));
             i += S::LANES;
         }
     }
 }
 
-/// Vectors of sums that are kept in registers at a time.
-const UNROLL: usize = 4;
+/// Rounds and stores sums.
+///
+/// # Safety
+/// The processor has `S`; `out` can be written for all elements, and is aligned to a pair or a vector with `STREAM`.
+#[inline(always)]
+unsafe fn store<S: Simd, O: Output, const PAIRED: bool, const STREAM: bool>(out: *mut u8, v: [S::F; UNROLL]) {
+    let vector = S::LANES * O::SIZE;
+    for (j, pair) in v.as_chunks::<2>().0.iter().enumerate() {
+        // SAFETY: the caller's promises are passed on.
+        unsafe {
+            if PAIRED {
+                O::store_pair::<S, STREAM>(out.add(2 * j * vector), *pair);
+            } else {
+                O::store::<S, STREAM>(out.add(2 * j * vector), pair[0]);
+                O::store::<S, STREAM>(out.add((2 * j + 1) * vector), pair[1]);
+            }
+        }
+    }
+}
+
+/// Vectors of sums that are kept in registers at a time: four pairs.
+const UNROLL: usize = 8;
 
 /// The sums of `U` vectors from column `from + i` on.
 ///
 /// # Safety
 /// As for [`sum`], with `i + U * LANES <= to - from`.
 #[inline(always)]
-unsafe fn vectors<S: Simd, Y: Input, I: Input, const U: usize>(
+unsafe fn vectors<S: Simd, Y: Input, I: Input, const U: usize, const PAIRED: bool>(
     init: Init,
     routes: &[Route],
-    from: usize,
+    cols: Cols,
     i: usize,
-    len: usize,
 ) -> [S::F; U] {
+    let at = (cols.from + i) * Y::SIZE;
     // SAFETY: the columns lie below the lengths that the caller promises.
     unsafe {
         let mut acc = [S::splat(0.0); U];
         if !init.data.is_null() {
             let scale = S::splat(init.scale);
-            for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = S::mul(scale, I::load::<S>(init.data.add((i + j * S::LANES) * I::SIZE)));
+            for (acc, x) in acc.iter_mut().zip(load::<S, I, U, PAIRED>(init.data.add(i * I::SIZE))) {
+                *acc = S::mul(scale, x);
             }
         }
         for route in routes {
             let w = S::splat(route.weight);
-            let data = route.data.add((from + i) * Y::SIZE);
             if U > 1 {
-                let base = if i * Y::SIZE + AHEAD < len * Y::SIZE { route.data } else { route.then };
+                let row = cols.row * Y::SIZE;
+                let (near, far) = (at + AHEAD.min(row), at + FAR.min(row));
+                let base = |at: usize| if at < row { route.data } else { route.then };
+                let (near, far) = (base(near).wrapping_add(near), base(far).wrapping_add(far));
                 for line in 0..(U * S::LANES * Y::SIZE).div_ceil(LINE) {
-                    S::prefetch(base.wrapping_add((from + i) * Y::SIZE + AHEAD + line * LINE));
+                    S::prefetch(near.wrapping_add(line * LINE));
+                    S::prefetch_far(far.wrapping_add(line * LINE));
                 }
             }
-            for (j, acc) in acc.iter_mut().enumerate() {
-                *acc = S::fma(w, Y::load::<S>(data.add(j * S::LANES * Y::SIZE)), *acc);
+            let row = load::<S, Y, U, PAIRED>(route.data.add(at));
+            for (acc, x) in acc.iter_mut().zip(row) {
+                *acc = S::fma(w, x, *acc);
             }
         }
         acc
+    }
+}
+
+/// Loads and widens `U` vectors.
+///
+/// # Safety
+/// The processor has `S`, and the elements can be read.
+#[inline(always)]
+unsafe fn load<S: Simd, E: Input, const U: usize, const PAIRED: bool>(p: *const u8) -> [S::F; U] {
+    let vector = S::LANES * E::SIZE;
+    // SAFETY: the caller's promises are passed on.
+    unsafe {
+        if PAIRED {
+            let pairs: [[S::F; 2]; UNROLL / 2] = std::array::from_fn(|j| E::load_pair::<S>(p.add(2 * j * vector)));
+            std::array::from_fn(|j| pairs[j / 2][j % 2])
+        } else {
+            std::array::from_fn(|j| E::load::<S>(p.add(j * vector)))
+        }
     }
 }
 
@@ -322,13 +402,14 @@ unsafe fn vectors<S: Simd, Y: Input, I: Input, const U: usize>(
 /// # Safety
 /// As for [`sum`], with `sums` being both start and output.
 #[inline(always)]
-unsafe fn sum_in_place<S: Simd, Y: Input>(sums: *mut u8, routes: &[Route], from: usize, to: usize) {
+unsafe fn sum_in_place<S: Simd, Y: Input>(sums: *mut u8, routes: &[Route], cols: Cols) {
+    let Cols { from, to, .. } = cols;
     let len = to - from;
     // SAFETY: every access is to columns below `len` of the sums and below `to` of the data.
     unsafe {
         let mut i = 0;
         while i + S::LANES <= len {
-            let v = vectors::<S, Y, F32, 1>(Init { data: sums, scale: 1.0 }, routes, from, i, len);
+            let v = vectors::<S, Y, F32, 1, false>(Init { data: sums, scale: 1.0 }, routes, cols, i);
             S::store_raw(sums.add(i * 4), v[0]);
             i += S::LANES;
         }

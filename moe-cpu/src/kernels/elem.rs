@@ -68,8 +68,16 @@ pub(crate) fn e4m3_value(bits: u8) -> f32 {
 pub(crate) trait Input: Copy + Send + Sync + 'static {
     /// Bytes of an element.
     const SIZE: usize;
+    /// Whether two vectors are read, and written, faster as the elements with even numbers and those with odd ones.
+    const PAIRS: bool = false;
     /// Reads a vector.
     unsafe fn load<S: Simd>(p: *const u8) -> S::F;
+    /// Reads two vectors: the elements with even numbers and those with odd ones, where `PAIRS`.
+    #[inline(always)]
+    unsafe fn load_pair<S: Simd>(p: *const u8) -> [S::F; 2] {
+        // SAFETY: the caller promises the instruction set and two vectors of elements.
+        unsafe { [Self::load::<S>(p), Self::load::<S>(p.add(S::LANES * Self::SIZE))] }
+    }
     /// Reads one.
     unsafe fn read(p: *const u8) -> f32;
 }
@@ -81,6 +89,15 @@ pub(crate) trait Input: Copy + Send + Sync + 'static {
 pub(crate) trait Output: Input {
     /// Rounds and writes a vector.
     unsafe fn store<S: Simd, const STREAM: bool>(p: *mut u8, v: S::F);
+    /// Rounds and writes two vectors, which are what `load_pair` gives. With `STREAM`, to an address aligned to both.
+    #[inline(always)]
+    unsafe fn store_pair<S: Simd, const STREAM: bool>(p: *mut u8, v: [S::F; 2]) {
+        // SAFETY: the caller promises the instruction set, two vectors of elements, and alignment with `STREAM`.
+        unsafe {
+            Self::store::<S, STREAM>(p, v[0]);
+            Self::store::<S, STREAM>(p.add(S::LANES * Self::SIZE), v[1]);
+        }
+    }
     /// Rounds and writes one.
     unsafe fn write(p: *mut u8, v: f32);
 }
@@ -102,8 +119,9 @@ pub(crate) struct E4m3;
 pub(crate) struct E5m2;
 
 macro_rules! input {
-    ($name:ident, $bits:ty, $load:ident, |$b:ident| $value:expr) => {
+    ($name:ident, $bits:ty, $load:ident, |$b:ident| $value:expr $(, { $($pairs:tt)* })?) => {
         impl Input for $name {
+            $($($pairs)*)?
             const SIZE: usize = size_of::<$bits>();
             #[inline(always)]
             unsafe fn load<S: Simd>(p: *const u8) -> S::F {
@@ -121,8 +139,9 @@ macro_rules! input {
 }
 
 macro_rules! output {
-    ($name:ident, $bits:ty, $store:ident, |$v:ident| $value:expr) => {
+    ($name:ident, $bits:ty, $store:ident, |$v:ident| $value:expr $(, { $($pairs:tt)* })?) => {
         impl Output for $name {
+            $($($pairs)*)?
             #[inline(always)]
             unsafe fn store<S: Simd, const STREAM: bool>(p: *mut u8, v: S::F) {
                 // SAFETY: the caller promises the instruction set, `LANES` elements, and alignment with `STREAM`.
@@ -140,12 +159,25 @@ macro_rules! output {
 
 input!(F32, f32, load_f32, |b| b);
 input!(F16, u16, load_f16, |b| f16_value(b));
-input!(Bf16, u16, load_bf16, |b| f32::from_bits(u32::from(b) << 16));
+input!(Bf16, u16, load_bf16, |b| f32::from_bits(u32::from(b) << 16), {
+    const PAIRS: bool = true;
+    #[inline(always)]
+    unsafe fn load_pair<S: Simd>(p: *const u8) -> [S::F; 2] {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { S::load_bf16_pair(p) }
+    }
+});
 input!(E4m3, u8, load_e4m3, |b| e4m3_value(b));
 input!(E5m2, u8, load_e5m2, |b| f16_value(u16::from(b) << 8));
 output!(F32, f32, store_f32, |v| canonical(v));
 output!(F16, u16, store_f16, |v| f16_bits(v));
-output!(Bf16, u16, store_bf16, |v| bf16_bits(v));
+output!(Bf16, u16, store_bf16, |v| bf16_bits(v), {
+    #[inline(always)]
+    unsafe fn store_pair<S: Simd, const STREAM: bool>(p: *mut u8, v: [S::F; 2]) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { S::store_bf16_pair::<STREAM>(p, v) }
+    }
+});
 
 /// Calls a generic function or method with the element types that the run-time values name.
 macro_rules! with_output {

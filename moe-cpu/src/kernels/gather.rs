@@ -206,7 +206,7 @@ pub(super) unsafe fn scale_row<S: Simd, E: Output>(
         let w = S::splat(weight);
         let vector = |i: usize| S::mul(w, E::load::<S>(src.add(i * E::SIZE)));
         let mut i = 0;
-        if let Some(start) = stores::stream_from::<S, E>(dst, len, stream) {
+        if let Some(start) = stores::stream_from::<S, E>(dst, len, 1, stream) {
             E::store::<S, false>(dst, vector(0));
             i = start;
             while i + 2 * S::LANES <= len {

@@ -2,8 +2,9 @@
 
 use super::parallel::for_ranges;
 use super::route::{Id, Physical, Router};
+use super::simd::LINE;
 use super::sort::{Layout, PlanOut};
-use super::stores::prefetch_word;
+use super::stores::{prefetch_word, stream_fence, stream_words};
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 
 /// Rows that a task fills after the routes are placed.
@@ -47,8 +48,11 @@ pub(super) fn place<I: Id, P: Physical>(
     }
 }
 
-/// Routes whose rows are looked up before the first of them is written.
-const BATCH: usize = 4;
+/// Routes whose rows are looked up before the first of them is written: those whose slots are a line.
+pub(super) const BATCH: usize = LINE / 4;
+
+/// Slots of at least so many routes are written past the cache.
+const STREAM_ROUTES: usize = 1 << 18;
 
 /// How many rows ahead of the one that is written an expert's rows are asked for: the next line.
 const AHEAD: usize = 16;
@@ -58,7 +62,7 @@ const NOWHERE: u32 = u32::MAX;
 
 /// Places all routes that have a local expert; every one of them has a row.
 ///
-/// A few cursors are read and moved before any row is written. Where a row is written is known from its cursor alone,
+/// Some cursors are read and moved before any row is written. Where a row is written is known from its cursor alone,
 /// and a processor that does not know where a store goes has to guess whether the next look-up may pass it: one route
 /// after the other, each look-up waits for the one before. The rows of all experts together are more lines than the
 /// first cache level holds, so each store asks for the line after its own. `next` [E_local + 1] is scratch.
@@ -78,26 +82,32 @@ pub(super) fn place_all<I: Id, P: Physical>(
         next[e] = row + u32::from(e < local);
         row
     };
-    let put = |row: u32, route: usize, slot: &AtomicI32| {
+    let put = |row: u32, route: usize| {
         if let Some(source) = part.rows.get(row as usize) {
             prefetch_word(part.rows, row as usize + AHEAD);
             source.store(route as i32, Relaxed);
         }
-        slot.store(row as i32, Relaxed);
     };
+    let stream = part.ids.len() >= STREAM_ROUTES && (part.slots.as_ptr() as usize).is_multiple_of(LINE);
     let (batches, rest) = part.ids.as_chunks::<BATCH>();
     let (slots, rest_slots) = part.slots.as_chunks::<BATCH>();
     let mut route = part.first;
     for (ids, slots) in batches.iter().zip(slots) {
         let rows: [u32; BATCH] = std::array::from_fn(|i| row_of(ids[i], route + i));
-        for i in 0..BATCH {
-            put(rows[i], route + i, &slots[i]);
+        if stream {
+            stream_words(slots, &rows);
+        } else {
+            slots.iter().zip(rows).for_each(|(slot, row)| slot.store(row as i32, Relaxed));
         }
+        rows.iter().zip(route..).for_each(|(&row, route)| put(row, route));
         route += BATCH;
     }
-    for (i, (&id, slot)) in rest.iter().zip(rest_slots).enumerate() {
-        put(row_of(id, route + i), route + i, slot);
+    for ((&id, slot), route) in rest.iter().zip(rest_slots).zip(route..) {
+        let row = row_of(id, route);
+        slot.store(row as i32, Relaxed);
+        put(row, route);
     }
+    stream_fence();
 }
 
 /// Writes -1 to the source of padding rows and the tail, and `m_indices`.

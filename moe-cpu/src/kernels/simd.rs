@@ -33,6 +33,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_f32(p: *const u8) -> Self::F;
     /// Loads and widens bf16.
     unsafe fn load_bf16(p: *const u8) -> Self::F;
+    /// Loads and widens two vectors of bf16: the elements with even numbers, and those with odd ones.
+    unsafe fn load_bf16_pair(p: *const u8) -> [Self::F; 2];
     /// Loads and widens f16.
     unsafe fn load_f16(p: *const u8) -> Self::F;
     /// Loads and widens f8 e4m3 (the variant without infinities).
@@ -46,6 +48,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn store_f32<const STREAM: bool>(p: *mut u8, v: Self::F);
     /// Rounds to bf16 and stores.
     unsafe fn store_bf16<const STREAM: bool>(p: *mut u8, v: Self::F);
+    /// Rounds two vectors to bf16 and stores them: the elements with even numbers, and those with odd ones.
+    unsafe fn store_bf16_pair<const STREAM: bool>(p: *mut u8, v: [Self::F; 2]);
     /// Rounds to f16 and stores.
     unsafe fn store_f16<const STREAM: bool>(p: *mut u8, v: Self::F);
 
@@ -55,6 +59,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn stream_zero_line(dst: *mut u8);
     /// Asks for a line to be read soon. Any address will do.
     unsafe fn prefetch(p: *const u8);
+    /// Asks for a line to be read later, so not to be brought nearer than the second cache level.
+    unsafe fn prefetch_far(p: *const u8);
     /// Orders streaming stores before what this thread stores later.
     unsafe fn fence();
 }
@@ -118,6 +124,14 @@ impl Simd for Scalar {
         unsafe { read::<u16>(p) }.map(|b| f32::from_bits(u32::from(b) << 16))
     }
     #[inline(always)]
+    unsafe fn load_bf16_pair(p: *const u8) -> [Self::F; 2] {
+        // SAFETY: the caller's promise of two vectors of elements.
+        let words = unsafe { read::<u32>(p) };
+        let (low, high) = if cfg!(target_endian = "little") { (16, 0) } else { (0, 16) };
+        let half = |shift: u32| words.map(|w| f32::from_bits((w << shift) & 0xffff_0000));
+        [half(low), half(high)]
+    }
+    #[inline(always)]
     unsafe fn load_f16(p: *const u8) -> Self::F {
         // SAFETY: the caller's promise of `LANES` elements.
         unsafe { read::<u16>(p) }.map(f16_value)
@@ -148,6 +162,12 @@ impl Simd for Scalar {
         unsafe { write(p, v.map(|x| bf16::from_bits(bf16_bits(x)))) }
     }
     #[inline(always)]
+    unsafe fn store_bf16_pair<const STREAM: bool>(p: *mut u8, v: [Self::F; 2]) {
+        let pairs: [[u16; 2]; N] = std::array::from_fn(|i| [bf16_bits(v[0][i]), bf16_bits(v[1][i])]);
+        // SAFETY: the caller's promise of two vectors of elements.
+        unsafe { write(p, pairs) }
+    }
+    #[inline(always)]
     unsafe fn store_f16<const STREAM: bool>(p: *mut u8, v: Self::F) {
         // SAFETY: the caller's promise of `LANES` elements.
         unsafe { write(p, v.map(f16_bits)) }
@@ -164,6 +184,8 @@ impl Simd for Scalar {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_far(_: *const u8) {}
     #[inline(always)]
     unsafe fn fence() {}
 }

@@ -8,7 +8,7 @@
 //! logical_load [E]. Every output is written to its full length; -1 marks what is not placed, padding and the tail.
 
 use super::count::{count, offsets, table_words, to_local};
-use super::place::{FILL, Part, atomic, fill, place, place_all};
+use super::place::{BATCH, FILL, Part, atomic, fill, place, place_all};
 use super::route::{Id, Physical, Replicated, Router, Single};
 use super::rows::Weights;
 use super::weights_order::{self, Ranks};
@@ -187,7 +187,8 @@ fn build<I: Id, P: Physical>(args: &PlanArgs<'_>, ids: &[I], physical: P, out: &
     out.slot[ids.len()..].fill(-1);
 
     let parts = parts_for(ids.len(), rayon::current_num_threads);
-    let len = ids.len().div_ceil(parts).max(1);
+    // Parts begin at whole lines of ids.
+    let len = ids.len().div_ceil(parts).next_multiple_of(BATCH).max(1);
     let range = |part: usize| (part * len).min(ids.len())..((part + 1) * len).min(ids.len());
     let by_weight = matches!(args.capacity, Some(Capacity::ByWeight(..)));
     let Scratch { tables, cursors, limits, next, ranks } =

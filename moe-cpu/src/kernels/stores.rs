@@ -10,15 +10,18 @@ fn to_line(p: *const u8) -> usize {
     (p as usize).wrapping_neg() % LINE
 }
 
-/// The first element of `dst` from which whole vectors can be streamed, at most `LANES` elements in where the type's
-/// vectors fill a line or less; `None` where streaming is not asked for or not possible. `len` is at least `LANES`:
-/// one plain vector at 0 covers what comes before.
+/// The first element of `dst` from which groups of `vectors` vectors can be streamed, less than a group in; `None` where
+/// streaming is not asked for or not possible. Plain vectors at 0 and before that element cover what comes before it.
 #[inline(always)]
-pub(crate) fn stream_from<S: Simd, E: Output>(dst: *const u8, len: usize, stream: bool) -> Option<usize> {
-    let vector = S::LANES * E::SIZE;
-    let bytes = (dst as usize).wrapping_neg() % vector;
-    (S::STREAMS && stream && bytes.is_multiple_of(E::SIZE) && bytes / E::SIZE + S::LANES <= len)
-        .then_some(bytes / E::SIZE)
+pub(crate) fn stream_from<S: Simd, E: Output>(
+    dst: *const u8,
+    len: usize,
+    vectors: usize,
+    stream: bool,
+) -> Option<usize> {
+    let group = vectors * S::LANES;
+    let bytes = (dst as usize).wrapping_neg() % (group * E::SIZE);
+    (S::STREAMS && stream && bytes.is_multiple_of(E::SIZE) && bytes / E::SIZE + group <= len).then_some(bytes / E::SIZE)
 }
 
 /// Copies `len` bytes.
@@ -86,4 +89,33 @@ pub(crate) fn prefetch_word(words: &[AtomicI32], index: usize) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (words, index);
+}
+
+/// Stores sixteen words to a line, past the cache where the target's baseline can. `dst` is one aligned line, of which
+/// no other task knows until `stream_fence`.
+#[inline(always)]
+pub(crate) fn stream_words(dst: &[AtomicI32; 16], words: &[u32; 16]) {
+    assert!((dst.as_ptr() as usize).is_multiple_of(LINE), "a line");
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: x86-64 has SSE2; `dst` is 64 bytes, aligned to 64, which atomics let shared references write.
+    unsafe {
+        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
+        let (to, from) = (dst.as_ptr().cast_mut().cast::<__m128i>(), words.as_ptr().cast::<__m128i>());
+        for quarter in 0..4 {
+            _mm_stream_si128(to.add(quarter), _mm_loadu_si128(from.add(quarter)));
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for (to, &word) in dst.iter().zip(words) {
+        to.store(word as i32, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Orders [`stream_words`] before what this thread stores later.
+pub(crate) fn stream_fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: x86-64 has SSE.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
 }

@@ -52,6 +52,10 @@ impl Thresholds {
     pub(crate) const BUILT_IN: Self =
         Self { stream_bytes: STREAM_BYTES.built_in, stream_row: STREAM_ROW.built_in, task_bytes: TASK_BYTES.built_in };
 
+    /// Everything past the cache, in small tasks: for tests, whose rows are few.
+    #[cfg(test)]
+    pub(crate) const EAGER: Self = Self { stream_bytes: 0, stream_row: 0, task_bytes: 1 << 13 };
+
     /// Those of a measured table.
     pub(crate) fn new(tuned: &Tuned) -> Self {
         Self {

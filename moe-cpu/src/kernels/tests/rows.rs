@@ -52,10 +52,11 @@ fn case(rng: &mut Rng) -> Case {
     Case { plan, top_k, tokens, hidden, shift: rng.below(64), weights }
 }
 
-/// Runs a kernel on every instruction set and number of threads, and compares with what the naive version gives.
+/// Runs a kernel on every instruction set and number of threads, through the cache and past it, and compares with what
+/// the naive version gives.
 fn everywhere(want: &Guarded, fresh: &(dyn Fn() -> Guarded + Sync), f: &(dyn Fn(Tier, &mut [u8]) + Sync), what: &str) {
     in_pools(|threads| {
-        for tier in Tier::available() {
+        for tier in Tier::available().flat_map(|tier| [tier, tier.with(Thresholds::EAGER)]) {
             let mut got = fresh();
             f(tier, got.get_mut());
             got.assert_guards();
