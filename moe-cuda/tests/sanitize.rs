@@ -10,8 +10,8 @@ use moe_core::eplb::LoadRecorder;
 use moe_core::float8::{F8E4M3, F8E5M2};
 use moe_core::quant::{Block128, ExponentRounding, Mxfp8, Nvfp4, PerToken, Quantization, ScaleLayout};
 use moe_core::{
-    Buf, Capacity, CombineInput, Device, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Router, Routing, Rows,
-    Scoring, Workspace,
+    Buf, Capacity, CombineInput, Device, Element, Float, Layout, Limits, PlanSpec, Queue, RoutePlan, Router, Routing,
+    Rows, Scoring, Workspace,
 };
 use moe_cpu::Cpu;
 use moe_cuda::{Cuda, CudaDevice, kernels_launched};
