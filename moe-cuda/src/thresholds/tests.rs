@@ -235,7 +235,7 @@ fn measured_sizes_take_the_path_that_was_fastest() {
     assert_eq!(way(16_384, 8, 256, 14_336), ("listed", 256, 1));
     assert_eq!(way(16_384, 8, 128, 4_096), ("apart", 0, 0));
     assert_eq!(way(512, 2, 8, 8_192), ("moe_permute_tiny", 1, 1));
-    assert_eq!(way(1_024, 2, 8, 8_192), ("moe_permute_grid", 1, 8));
+    assert_eq!(way(1_024, 2, 8, 8_192), ("moe_permute_grid", 1, 16));
     assert_eq!(way(16_384, 2, 8, 8_192), ("apart", 0, 0));
     let mapped = PlanSize { mapped: true, ..size(16_384, 8, 256) };
     assert_eq!(mapped.permute(&Thresholds::default(), 132, 14_336), Way::Apart);
