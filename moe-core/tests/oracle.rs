@@ -1,8 +1,8 @@
 //! The oracle: choices, their reasons, tuning tables, and the enum over several backends.
 
 use moe_core::oracle::{
-    Candidate, Capabilities, DeviceClass, Knob, LayoutKind, Op, Opened, OracleError, Report, Sizes, Tuned, TuningTable,
-    Verdict, Wish, select,
+    Candidate, Capabilities, DeviceClass, Knob, LayoutKind, Op, Opened, OracleError, Quantisation, Report, Sizes,
+    Tuned, TuningTable, Verdict, Wish, select,
 };
 use moe_core::{BackendVisitor, DType, Dev, DeviceInfo, DeviceSpec, DeviceVisitor, Error, Layout, PermuteBackend};
 use moe_cpu::Cpu;
@@ -95,6 +95,19 @@ fn a_required_device_that_cannot_be_used_is_an_error_that_says_why_and_what_woul
     let text = select(&wish().require(spec("tpu")), candidates()).unwrap_err().to_string();
     assert!(text.contains("\"tpu\"") && text.contains("would work: cpu:0"), "{text}");
     assert!(select(&wish().require(spec("cpu:5")), candidates()).is_err());
+}
+
+#[test]
+fn a_device_that_does_not_quantise_is_rejected_with_the_format() {
+    let quantised = || wish().quantisation(Quantisation::Mxfp8);
+    let able = || fast().quantises(&[Quantisation::PerToken, Quantisation::Mxfp8]);
+    let selection = select(&quantised(), vec![device(0, fast()), device(1, able())]).unwrap();
+    assert_eq!(selection.device, 1);
+    let text = selection.report.to_string();
+    assert!(text.contains("does not quantise rows to mxfp8") && text.contains("quantised to mxfp8"), "{text}");
+    assert!(select(&wish().quantisation(Quantisation::Nvfp4), vec![device(1, able())]).is_err());
+    let error = select(&Wish::new(sizes(), DType::F8E4M3).quantisation(Quantisation::Mxfp8), vec![device(1, able())]);
+    assert!(error.unwrap_err().to_string().contains("f8e4m3"));
 }
 
 #[test]

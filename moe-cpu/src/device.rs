@@ -5,7 +5,7 @@ use crate::kernels::{INSTRUCTIONS, KNOBS, STREAM_BYTES, STREAM_ROW, TASK_BYTES, 
 use crate::{Cpu, CpuMint, CpuQueue};
 use moe_core::dtype::{as_bytes, as_bytes_mut};
 use moe_core::identity::Registry;
-use moe_core::oracle::{Capabilities, DeviceClass, Knob, Op, Path, Tuned, TuningTable, Wish};
+use moe_core::oracle::{Capabilities, DeviceClass, Knob, Op, Path, Quantisation, Tuned, TuningTable, Wish};
 use moe_core::{Backend, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Result, View, ViewMut};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::fmt;
@@ -131,7 +131,8 @@ unsafe impl Device for CpuDevice {
 
     fn capabilities(&self) -> Capabilities {
         let bandwidth = (THREAD_BANDWIDTH * self.num_threads() as f64).min(MAX_BANDWIDTH);
-        Capabilities::of(DeviceClass::Cpu).bandwidth(bandwidth).note("12 GB/s a thread, at most 150, are assumed")
+        let capabilities = Capabilities::of(DeviceClass::Cpu).bandwidth(bandwidth).quantises(Quantisation::ALL);
+        capabilities.note("12 GB/s a thread, at most 150, are assumed")
     }
 
     fn knobs(&self) -> &'static [Knob] {

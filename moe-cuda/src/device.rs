@@ -9,7 +9,7 @@ use crate::{Cuda, CudaMint, CudaQueue};
 use cudarc::driver::sys::{CUdevice_attribute, CUuuid};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 use moe_core::identity::Registry;
-use moe_core::oracle::{Capabilities, DeviceClass, Knob, Path, Tuned, TuningTable, Wish};
+use moe_core::oracle::{Capabilities, DeviceClass, Knob, Path, Quantisation, Tuned, TuningTable, Wish};
 use moe_core::{Backend, Device, DeviceId, DeviceInfo, DeviceSpec, Error, Result};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -260,7 +260,7 @@ unsafe impl Device for CudaDevice {
         let ask = |attribute| self.0.context.attribute(attribute).unwrap_or_default();
         let integrated = ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED) != 0;
         let class = if integrated { DeviceClass::IntegratedGpu } else { DeviceClass::DiscreteGpu };
-        let capabilities = Capabilities::of(class).launch(LAUNCH);
+        let capabilities = Capabilities::of(class).launch(LAUNCH).quantises(Quantisation::ALL);
         let clock = ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
         match bandwidth(clock, ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)) {
             Some(bandwidth) => capabilities.bandwidth(bandwidth),

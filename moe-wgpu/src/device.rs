@@ -8,7 +8,7 @@ use crate::queue::Recording;
 use crate::tuning::{self, KNOBS, Tuning, Workgroup};
 use crate::{Wgpu, WgpuMint, WgpuQueue, adapters};
 use moe_core::identity::Registry;
-use moe_core::oracle::{Capabilities, DeviceClass, Knob, Path, Tuned, TuningTable, Wish};
+use moe_core::oracle::{Capabilities, DeviceClass, Knob, Op, Path, Tuned, TuningTable, Wish};
 use moe_core::{Backend, Device, DeviceId, DeviceInfo, DeviceSpec, Element, Error, Result, View, ViewMut};
 use std::fmt;
 use std::ops::Range;
@@ -427,7 +427,9 @@ unsafe impl Device for WgpuDevice {
             wgpu::DeviceType::Cpu => DeviceClass::SoftwareGpu,
             _ => DeviceClass::Unknown,
         };
-        Capabilities::of(class).launch(Duration::from_micros(30)).max_buffer_bytes(self.0.max_buffer)
+        let capabilities =
+            Capabilities::of(class).launch(Duration::from_micros(30)).max_buffer_bytes(self.0.max_buffer);
+        capabilities.without(Some(Op::Route), None, None, "there is no router on wgpu")
     }
 
     fn knobs(&self) -> &'static [Knob] {

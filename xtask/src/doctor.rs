@@ -4,7 +4,7 @@
 use crate::Outcome;
 use crate::args::Args;
 use crate::backends::AnyDevice;
-use moe_core::oracle::{Candidate, Op, Opened, OracleError, Sizes, TuningTable, Wish, select};
+use moe_core::oracle::{Candidate, Op, Opened, OracleError, Quantisation, Sizes, TuningTable, Wish, select};
 use moe_core::{DType, Dev, Device, DeviceSpec, DeviceVisitor, Layout, PermuteBackend};
 use std::path::{Path, PathBuf};
 
@@ -76,6 +76,9 @@ fn wish(args: &mut Args) -> Result<Wish, String> {
     if let Some(text) = args.option::<String>("--layout")? {
         wish = wish.layout(layout(&text)?);
     }
+    if let Some(name) = args.option::<String>("--quant")? {
+        wish = wish.quantisation(quantisation(&name)?);
+    }
     Ok(if args.flag("--training") { wish.training() } else { wish })
 }
 
@@ -85,6 +88,17 @@ fn op(name: &str) -> Result<Op, String> {
     let names = || Op::ALL.iter().map(word).collect::<Vec<_>>().join(", ");
     let known = Op::ALL.iter().find(|op| word(op) == name);
     known.copied().ok_or_else(|| format!("--op {name}: there are {}", names()))
+}
+
+/// The names of `bench`: "fp8_token", "fp8_block", "mxfp8", "nvfp4".
+fn quantisation(name: &str) -> Result<Quantisation, String> {
+    match name {
+        "fp8_token" => Ok(Quantisation::PerToken),
+        "fp8_block" => Ok(Quantisation::Block128),
+        "mxfp8" => Ok(Quantisation::Mxfp8),
+        "nvfp4" => Ok(Quantisation::Nvfp4),
+        _ => Err(format!("--quant {name}: there are fp8_token, fp8_block, mxfp8, nvfp4")),
+    }
 }
 
 /// "packed", "aligned:128", "padded:512".
@@ -222,6 +236,9 @@ mod tests {
         let shape = "--backend cpu --tokens 64 --typical 8 --top-k 2 --experts 12 --local-experts 3 --hidden 96";
         assert_eq!(run(&format!("{shape} --op gather,weighted-gather --layout aligned:16")), Ok(()));
         assert!(run("--op unpermute").unwrap_err().contains("combine_grad"));
+        assert_eq!(run("--backend cpu --op route,gather --quant mxfp8 --tokens 16"), Ok(()));
+        assert!(run("--quant int4").unwrap_err().contains("nvfp4"));
+        assert!(run("--quant mxfp8 --dtype f8e4m3").unwrap_err().contains("quantised"));
         assert!(run("--layout aligned").unwrap_err().contains("aligned:N"));
         assert!(run("--backend cpu --top-k 9 --experts 8 --local-experts 9").is_err());
     }

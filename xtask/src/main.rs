@@ -33,7 +33,9 @@ usage: cargo xtask COMMAND [OPTIONS]
              --model NAME             dsv3 (default), qwen3-30b, mixtral
              --tokens N --typical N   largest batch (default 4096), and what it mostly has (default the same)
              --top-k N --experts N --local-experts N --hidden N   other sizes than the model's
-             --op A,B                 of plan, gather, weighted-gather, combine, combine_grad (default: all of a layer)
+             --op A,B                 of plan, gather, weighted-gather, combine, combine_grad, route
+                                      (default: plan, gather, combine)
+             --quant FORMAT           rows quantised on the way: fp8_token, fp8_block, mxfp8, nvfp4
              --layout LAYOUT          packed (default), aligned:N, padded:N
              --dtype TYPE             bf16 (default), f16, f32, f8e4m3, f8e5m2
              --training               the gradients as well

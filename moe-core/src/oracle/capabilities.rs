@@ -1,7 +1,7 @@
 //! What a device can do.
 
 use super::op::Op;
-use super::wish::LayoutKind;
+use super::wish::{LayoutKind, Quantisation};
 use crate::DType;
 use std::fmt;
 use std::time::Duration;
@@ -62,7 +62,8 @@ pub struct Gap {
     pub why: String,
 }
 
-/// What a device can do: everything in the library, except the gaps and past the limits.
+/// What a device can do: everything in the library, except the gaps and past the limits. Quantising rows on the way is
+/// what a device has to say that it does.
 ///
 /// ```
 /// use moe_core::oracle::{Capabilities, DeviceClass, Op};
@@ -77,6 +78,8 @@ pub struct Gap {
 pub struct Capabilities {
     /// What it does not do.
     pub gaps: Vec<Gap>,
+    /// What it quantises rows to while it moves them.
+    pub quantisations: Vec<Quantisation>,
     /// The most rows (R) of a plan; `None`: as many as i32 counts.
     pub max_rows: Option<u64>,
     /// The most bytes of one buffer that an operation can use; `None`: as many as there is memory.
@@ -107,6 +110,11 @@ impl Capabilities {
     ) -> Self {
         self.gaps.push(Gap { op, dtype, layout, why: why.into() });
         self
+    }
+
+    /// Quantises rows to these while it moves them.
+    pub fn quantises(self, quantisations: &[Quantisation]) -> Self {
+        Self { quantisations: quantisations.to_vec(), ..self }
     }
 
     /// The most rows of a plan.
@@ -163,6 +171,10 @@ impl fmt::Display for Capabilities {
         }
         if let Some(bytes) = self.max_buffer_bytes {
             write!(f, ", at most {} in one buffer", super::report::size(bytes))?;
+        }
+        if !self.quantisations.is_empty() {
+            let names: Vec<&str> = self.quantisations.iter().map(|q| q.name()).collect();
+            write!(f, "; quantises to {}", names.join(", "))?;
         }
         for gap in &self.gaps {
             let op = gap.op.map_or("nothing", Op::name);

@@ -18,11 +18,13 @@ pub enum Op {
     Combine,
     /// The gradients of combine.
     CombineGrad,
+    /// Taking each token's experts from its logits; the type of the rows is that of the logits.
+    Route,
 }
 
 impl Op {
     /// All of them.
-    pub const ALL: &'static [Op] = &[Op::Plan, Op::Gather, Op::WeightedGather, Op::Combine, Op::CombineGrad];
+    pub const ALL: &'static [Op] = &[Op::Plan, Op::Gather, Op::WeightedGather, Op::Combine, Op::CombineGrad, Op::Route];
 
     /// The name used in messages and reports.
     pub const fn name(self) -> &'static str {
@@ -32,6 +34,7 @@ impl Op {
             Op::WeightedGather => "weighted gather",
             Op::Combine => "combine",
             Op::CombineGrad => "combine_grad",
+            Op::Route => "route",
         }
     }
 
@@ -41,7 +44,7 @@ impl Op {
         match self {
             Op::Plan | Op::Gather => true,
             Op::Combine => float || dtype.is_f8(),
-            Op::WeightedGather | Op::CombineGrad => float,
+            Op::WeightedGather | Op::CombineGrad | Op::Route => float,
         }
     }
 
@@ -57,6 +60,8 @@ impl Op {
             Op::Plan => 4.0 * (3.0 * routes + 2.0 * sizes.num_local_experts as f64 + 1.0),
             Op::Gather | Op::WeightedGather | Op::Combine => (tokens + placed) * row,
             Op::CombineGrad => (tokens + 2.0 * placed) * row,
+            // Logits; ids and weights.
+            Op::Route => tokens * sizes.num_experts as f64 * dtype.size() as f64 + 8.0 * routes,
         }
     }
 }

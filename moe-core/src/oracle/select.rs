@@ -2,7 +2,7 @@
 
 use super::candidate::{Candidate, Opened};
 use super::report::{Entry, Report, Verdict, size};
-use super::wish::{Ask, LayoutKind, Need, Wish};
+use super::wish::{Ask, LayoutKind, Need, Quantisation, Wish};
 use std::time::Duration;
 
 /// What was chosen, and why.
@@ -131,6 +131,10 @@ fn judge<D>(wish: &Wish, need: &Need, opened: &Opened<D>) -> Result<Duration, St
         if let Some(gap) = capabilities.lacks(op, wish.dtype, layout) {
             return Err(format!("cannot {op} {} rows in a {} plan: {}", wish.dtype, layout.name(), gap.why));
         }
+    }
+    let quantisation = wish.quantisation;
+    if quantisation != Quantisation::None && !capabilities.quantisations.contains(&quantisation) {
+        return Err(format!("does not quantise rows to {} on the way", quantisation.name()));
     }
     if let Some(max) = capabilities.max_rows.filter(|max| need.rows > *max) {
         return Err(format!("{} rows of a full batch are more than the {max} that it takes", need.rows));

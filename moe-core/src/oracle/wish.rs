@@ -41,13 +41,37 @@ impl Sizes {
     }
 }
 
-/// How rows are quantised on the way.
+/// How rows are quantised on the way; see [`quant`](crate::quant).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Quantisation {
     /// Not at all: rows keep their type.
     #[default]
     None,
+    /// f8e4m3, a scale for each row.
+    PerToken,
+    /// f8e4m3, a scale for 128 elements.
+    Block128,
+    /// f8e4m3, a power of two for 32 elements.
+    Mxfp8,
+    /// e2m1, a scale for 16 elements.
+    Nvfp4,
+}
+
+impl Quantisation {
+    /// All that quantise.
+    pub const ALL: &'static [Self] = &[Self::PerToken, Self::Block128, Self::Mxfp8, Self::Nvfp4];
+
+    /// The name used in messages and reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Quantisation::None => "none",
+            Quantisation::PerToken => "fp8 by row",
+            Quantisation::Block128 => "fp8 by 128 elements",
+            Quantisation::Mxfp8 => "mxfp8",
+            Quantisation::Nvfp4 => "nvfp4",
+        }
+    }
 }
 
 /// A [`Layout`] without its number.
@@ -223,6 +247,10 @@ impl Wish {
                 return error("dtype", format!("{takes} for {op}"), self.dtype.to_string());
             }
         }
+        if self.quantisation != Quantisation::None && !matches!(self.dtype, DType::F32 | DType::F16 | DType::BF16) {
+            let expected = format!("f32, f16 or bf16 to be quantised to {}", self.quantisation.name());
+            return error("dtype", expected, self.dtype.to_string());
+        }
         let spec = PlanSpec::new(sizes.max_tokens, sizes.top_k, sizes.num_experts);
         let arrays = spec.local_experts(sizes.num_local_experts).layout(self.layout).check(OP)?;
         let row = (sizes.hidden_size as u64).saturating_mul(self.dtype.size() as u64);
@@ -263,6 +291,9 @@ impl fmt::Display for Wish {
             Layout::Packed => write!(f, "packed")?,
             Layout::Aligned(n) => write!(f, "aligned to {n}")?,
             Layout::Padded(n) => write!(f, "padded to {n}")?,
+        }
+        if self.quantisation != Quantisation::None {
+            write!(f, ", quantised to {}", self.quantisation.name())?;
         }
         write!(f, ", for {}", if self.training { "training" } else { "inference" })?;
         match &self.ask {
