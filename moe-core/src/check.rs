@@ -1,6 +1,7 @@
 //! The checks that operations share. Each names the operation and the argument.
 
 use crate::{Backend, DeviceId, Error, Region, Result, Span};
+use std::fmt::Display;
 
 /// One operation's checks, all against the device of its plan or queue.
 pub(crate) struct Check<B: Backend> {
@@ -43,12 +44,12 @@ impl<B: Backend> Check<B> {
         Ok(())
     }
 
-    /// `arg` is in the range that `expected` describes.
-    pub(crate) fn number(&self, arg: &'static str, ok: bool, expected: &str, got: usize) -> Result<()> {
+    /// `arg` is in the range that `expected` describes, which is put into words only for an error.
+    pub(crate) fn number(&self, arg: &'static str, ok: bool, expected: impl Display, got: usize) -> Result<()> {
         if ok {
             return Ok(());
         }
-        Err(Error::InvalidArgument { op: self.op, arg, expected: expected.into(), got: got.to_string() })
+        Err(Error::InvalidArgument { op: self.op, arg, expected: expected.to_string(), got: got.to_string() })
     }
 }
 

@@ -123,9 +123,9 @@ impl Router {
     fn check<B: Backend>(&self, check: &Check<B>, tokens: usize, cols: usize) -> Result<RouterShape> {
         let Self { num_experts, top_k, scoring, renormalize, scaling_factor, groups } = *self;
         let range = (1..=MAX_INDEX).contains(&num_experts);
-        check.number("num_experts", range, &format!("1 to {MAX_INDEX}"), num_experts)?;
-        let expected = format!("1 to {num_experts} (num_experts)");
-        check.number("top_k", (1..=num_experts).contains(&top_k), &expected, top_k)?;
+        check.number("num_experts", range, format_args!("1 to {MAX_INDEX}"), num_experts)?;
+        let expected = format_args!("1 to {num_experts} (num_experts)");
+        check.number("top_k", (1..=num_experts).contains(&top_k), expected, top_k)?;
         if !scaling_factor.is_finite() {
             let (expected, got) = ("a finite number".into(), scaling_factor.to_string());
             return Err(Error::InvalidArgument { op: check.op, arg: "scaling_factor", expected, got });
@@ -133,16 +133,16 @@ impl Router {
         if let Some(RouterGroups { n_group, topk_group }) = groups {
             let most = RouterGroups::MAX_GROUPS;
             let divides = (1..=most).contains(&n_group) && num_experts.is_multiple_of(n_group);
-            let expected = format!("1 to {most}, a divisor of {num_experts} (num_experts)");
-            check.number("n_group", divides, &expected, n_group)?;
-            let expected = format!("1 to {n_group} (n_group)");
-            check.number("topk_group", (1..=n_group).contains(&topk_group), &expected, topk_group)?;
+            let expected = format_args!("1 to {most}, a divisor of {num_experts} (num_experts)");
+            check.number("n_group", divides, expected, n_group)?;
+            let expected = format_args!("1 to {n_group} (n_group)");
+            check.number("topk_group", (1..=n_group).contains(&topk_group), expected, topk_group)?;
             let most = topk_group * (num_experts / n_group);
-            let expected = format!("at most {most}, the experts of {topk_group} groups");
-            check.number("top_k", top_k <= most, &expected, top_k)?;
+            let expected = format_args!("at most {most}, the experts of {topk_group} groups");
+            check.number("top_k", top_k <= most, expected, top_k)?;
         }
-        let expected = format!("at most {} (routes are i32)", MAX_INDEX / top_k);
-        check.number("number of tokens", tokens <= MAX_INDEX / top_k, &expected, tokens)?;
+        let expected = format_args!("at most {} (routes are i32)", MAX_INDEX / top_k);
+        check.number("number of tokens", tokens <= MAX_INDEX / top_k, expected, tokens)?;
         check.shape("logits", [tokens, num_experts], [tokens, cols])?;
         Ok(RouterShape { num_experts, top_k, scoring, renormalize, scaling_factor, groups })
     }
