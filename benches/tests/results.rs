@@ -55,11 +55,14 @@ fn fault(outcome: &Outcome, committed: &[String]) -> Option<String> {
             return Some(format!("lacks the fact {name:?}"));
         }
     }
-    if outcome.fact("status") != Some("0") || outcome.log.trim().is_empty() {
-        return Some("did not succeed, or has no log".into());
+    if outcome.log.trim().is_empty() {
+        return Some("has no log".into());
     }
     if outcome.fact("stale").is_some() {
-        return None;
+        return None; // of the tree as it is it says nothing, and the README shows why
+    }
+    if outcome.fact("status") != Some("0") {
+        return Some("did not succeed".into());
     }
     let measured: Vec<&str> =
         outcome.facts.iter().filter(|(name, _)| name == "ptx").map(|(_, text)| text.as_str()).collect();
@@ -108,7 +111,7 @@ fn the_sanitizer_has_seen_every_kernel_of_the_ptx() {
     }
     assert!(!kernels.is_empty(), "no kernel in the PTX");
     let outcomes = outcomes();
-    for outcome in outcomes.iter().filter(|o| o.fact("step") == Some("sanitize")) {
+    for outcome in outcomes.iter().filter(|o| o.fact("step") == Some("sanitize") && o.fact("stale").is_none()) {
         for kernel in &kernels {
             let line = format!("covered: {kernel}");
             assert!(outcome.log.lines().any(|l| l.trim() == line), "{}: no {kernel}", outcome.path.display());

@@ -295,6 +295,7 @@ fn every_kernel_stays_inside_of_its_memory() {
     let sigmoid = |experts, top_k| Router::new(experts, top_k).scoring(Scoring::Sigmoid).renormalize();
     router::<f32>(&mut queue, Router::new(60, 4));
     router::<bf16>(&mut queue, sigmoid(1000, 8));
+    router::<f16>(&mut queue, sigmoid(100, 9));
     router::<f16>(&mut queue, Router::new(60, 9)); // more than the kernels with a block for each token take
     router::<f32>(&mut queue, Router::new(250, 20).scoring(Scoring::SoftmaxOfTopK));
     router::<bf16>(&mut queue, sigmoid(256, 30).groups(8, 4));
